@@ -1,0 +1,24 @@
+"""visionmlp: every published vision MLP, exactly as its paper and its authors' weights define it."""
+
+from visionmlp import models  # noqa: F401  (registers every family)
+from visionmlp.errors import CheckpointMismatch, VisionMLPError
+from visionmlp.layers.fusible import Fusible, reparameterize
+from visionmlp.models.checkpoint import load_checkpoint, load_model, save_checkpoint
+from visionmlp.models.locality import add_locality
+from visionmlp.models.official import load_official
+from visionmlp.models.registry import create_model, list_models
+
+__version__ = "0.1.0"
+__all__ = [
+    "CheckpointMismatch",
+    "Fusible",
+    "VisionMLPError",
+    "add_locality",
+    "create_model",
+    "list_models",
+    "load_checkpoint",
+    "load_model",
+    "load_official",
+    "reparameterize",
+    "save_checkpoint",
+]

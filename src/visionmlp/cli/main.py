@@ -1,0 +1,93 @@
+"""Entry point: finds the command, parses its options, runs it, and turns every expected failure into one line."""
+
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+
+from jsonargparse import Namespace
+
+from visionmlp.cli.commands import COMMANDS, Command
+from visionmlp.cli.parser import ArgumentError, ArgumentParser, UsageError, build_parser, usage_error
+from visionmlp.errors import VisionMLPError
+
+FAILED = 2
+INTERRUPTED = 130
+BROKEN_PIPE = 141
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: the words after ``visionmlp``; default: those of this process.
+
+    Returns:
+        Exit code: 0 for success, 2 for a failure that one line on standard error explains, 130 if interrupted.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    with warnings.catch_warnings():
+        if not debug:
+            warnings.simplefilter("ignore")
+        try:
+            code = run(words)
+            sys.stdout.flush()
+            return code
+        except KeyboardInterrupt:
+            return fail("interrupted", INTERRUPTED)
+        except BrokenPipeError:
+            # the reader has gone; without this the interpreter complains when it flushes at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return BROKEN_PIPE
+        except (VisionMLPError, UsageError, OSError) as error:
+            if debug:
+                raise
+            return fail(f"error: {one_line(error)}", FAILED)
+
+
+def run(words: Sequence[str]) -> int:
+    """Dispatch to the command that the first word names."""
+    if words and words[0] in COMMANDS:
+        command = COMMANDS[words[0]]
+        parser = build_parser(f"visionmlp {words[0]}", description=command.description, epilog=command.epilog)
+        command.add_options(parser, words[1:])
+        namespace = parse(parser, words[1:])
+        return 0 if namespace is None else command.run(namespace)
+    parser = build_parser("visionmlp", description=DESCRIPTION, epilog=EPILOG)
+    parser.add_argument("--version", action="store_true", help="print the version")
+    commands = parser.add_subcommands(required=False, dest="command", title="commands", description=None)
+    for name, command in COMMANDS.items():
+        commands.add_subcommand(name, build_parser(name, description=command.description), help=command.summary)
+    namespace = parse(parser, words)
+    if namespace is not None and namespace.version:
+        import visionmlp
+
+        sys.stdout.write(f"visionmlp {visionmlp.__version__}\n")
+    elif namespace is not None:
+        parser.print_help()
+    return 0
+
+
+def parse(parser: ArgumentParser, words: Sequence[str]) -> Namespace | None:
+    """The parsed arguments, or None when the parser has printed its help or config."""
+    try:
+        return parser.parse_args(list(words))
+    except ArgumentError as error:
+        raise usage_error(error, parser) from error
+    except SystemExit:
+        return None
+
+
+def one_line(error: BaseException) -> str:
+    """An error's message without line breaks; an OSError's with the file first."""
+    if isinstance(error, OSError) and not isinstance(error, VisionMLPError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return " ".join(str(error).split())
+
+
+def fail(line: str, code: int) -> int:
+    """Print the one line."""
+    sys.stderr.write(line + "\n")
+    return code

@@ -1,0 +1,135 @@
+"""The options of every command, each written once: a field is the option, its type, its default and its help.
+
+``train`` takes `visionmlp.recipes.classify.ClassifyConfig` as it is, so its options are written there.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal
+
+MODEL_HELP = "model name, run folder or checkpoint file (.safetensors)"
+
+
+def option(help: str, default: Any = dataclasses.MISSING, *, metavar: str | None = None, positional: bool = False) -> Any:
+    """A dataclass field that is a command-line option.
+
+    Args:
+        help: the text behind the option, without the default.
+        default: left out for an option that must be given.
+        metavar: placeholder of the value.
+        positional: without a leading ``--``.
+    """
+    metadata = {"help": help, "metavar": metavar, "positional": positional}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Which model, and with which weights."""
+
+    model: str = option(MODEL_HELP, positional=True)
+    checkpoint: Path | None = option(
+        "the authors' published weights (.pth, .npz) for a model name", None, metavar="FILE"
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelsOptions:
+    """Options of ``models``."""
+
+    pattern: str = option("part of a name, or a pattern such as 'resmlp_*_p8'", "", metavar="PATTERN", positional=True)
+    family: str | None = option("only this family: repmlpnet, resmlp, mlpmixer, ...", None, metavar="NAME")
+    json: bool = option("JSON instead of a table", False)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvalOptions(ModelOptions):
+    """Options of ``eval``."""
+
+    data: str | None = option(
+        "dataset: a folder of class folders, or a name such as sklearn/digits, torch/cifar100 or hfds/...; "
+        "default: that of the run",
+        None,
+    )
+    data_root: Path | None = option("where a named dataset lies or is downloaded to", None, metavar="FOLDER")
+    split: str = option("part of the dataset", "validation", metavar="NAME")
+    batch_size: int = option("images per step", 64)
+    num_workers: int = option("processes that load images", 0)
+    on_bad_image: Literal["skip", "stop"] = option("an image that cannot be read is named, then skipped or fatal", "stop")
+    device: str = option("cpu, cuda, cuda:1, ...", "cpu", metavar="NAME")
+    json: bool = option("JSON instead of a table", False)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PredictOptions(ModelOptions):
+    """Options of ``predict``."""
+
+    inputs: tuple[str, ...] = option(
+        "image files, folders (searched with their sub-folders), or - for an image on standard input",
+        metavar="INPUT",
+        positional=True,
+    )
+    top_k: int = option("classes per image", 5)
+    batch_size: int = option("images per step", 16)
+    device: str = option("cpu, cuda, cuda:1, ...", "cpu", metavar="NAME")
+    json: bool = option("JSON instead of a table", False)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DeployOptions(ModelOptions):
+    """Options of ``deploy``."""
+
+    output: Path | None = option(
+        "deploy checkpoint to write; default: deploy.safetensors in the run folder, or NAME-deploy.safetensors beside "
+        "the checkpoint (in this folder for a model name)",
+        None,
+        metavar="FILE",
+    )
+    force: bool = option("overwrite the output if it exists", False)
+    batch_size: int = option("images per step of the latency measurement", 1)
+    seconds: float = option("time to measure each of the two forms", 2.0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExportOptions(ModelOptions):
+    """Options of ``export``."""
+
+    output: Path = option("file to write", metavar="FILE.onnx")
+    form: Literal["deploy", "training"] = option("the re-parameterised form, or the one with all its branches", "deploy")
+    batch: str = option("'dynamic', or the one batch size that the graph takes", "dynamic", metavar="dynamic|N")
+    opset: int | None = option("ONNX operator set; default: PyTorch's choice", None)
+    force: bool = option("overwrite the output if it exists", False)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BenchOptions:
+    """Options of ``bench``."""
+
+    models: tuple[str, ...] = option(MODEL_HELP + "; several are compared", metavar="MODEL", positional=True)
+    batch_size: tuple[int, ...] = option("images per call", (1, 8))
+    dtype: Literal["float32", "bfloat16"] = option("of weights and images", "float32")
+    form: tuple[Literal["training", "deploy"], ...] = option(
+        "forms to measure; a deploy checkpoint has only the second", ("training", "deploy")
+    )
+    runtime: tuple[Literal["eager", "compile"], ...] = option("plain PyTorch, torch.compile, or both", ("eager",))
+    compare: Literal["none", "timm"] = option("also measure timm's model of the same architecture", "none")
+    seconds: float = option("time to measure each contender", 2.0)
+    threads: int | None = option("CPU threads; default: PyTorch's choice", None)
+    device: str = option("cpu, cuda, cuda:1, ...", "cpu", metavar="NAME")
+    channels_last: bool = option("store images and convolution kernels channels last", False)
+    csv: Path | None = option("also write the table to this file", None, metavar="FILE")
+    force: bool = option("overwrite the CSV file if it exists", False)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DemoOptions:
+    """Options of ``demo``."""
+
+    output: Path = option("folder for everything that the demo writes", Path("demo"), metavar="FOLDER")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainSwitches:
+    """Options of ``train`` beside the configuration."""
+
+    resume: bool = option("continue the run in the output folder from its last checkpoint, with its own config", False)

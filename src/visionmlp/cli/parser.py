@@ -1,0 +1,170 @@
+"""From dataclass fields to a jsonargparse parser, and from parser errors to one line with the nearest option."""
+
+import argparse
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ActionYesNo, ArgumentParser, Namespace
+
+_METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
+
+
+class UsageError(Exception):
+    """The command line cannot be understood; the message is one line."""
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Every option on one short line of usage, with its default as one would type it."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=32, width=110)
+
+    def _format_usage(self, usage: Any, actions: Any, groups: Any, prefix: Any) -> str:
+        """Positional arguments only: the list below has the options."""
+        if usage is None and not any(isinstance(action, argparse._SubParsersAction) for action in actions):
+            positionals = [action for action in actions if not action.option_strings]
+            required = [action for action in actions if action.option_strings and action.required]
+            words = [self._format_args(action, self._get_default_metavar_for_positional(action)) for action in positionals]
+            words += [f"{action.option_strings[0]} {action.metavar}" for action in required]
+            usage = " ".join([self._prog, *words, "[options]"])
+        return super()._format_usage(usage, actions, groups, prefix)
+
+
+def build_parser(prog: str, *, description: str, epilog: str | None = None) -> ArgumentParser:
+    """A parser that raises instead of exiting, and takes full option names only."""
+    return ArgumentParser(
+        prog=prog,
+        description=description,
+        epilog=epilog,
+        exit_on_error=False,
+        allow_abbrev=False,
+        formatter_class=HelpFormatter,
+        print_config="--print-%s",
+        default_env=False,
+    )
+
+
+def add_fields(parser: ArgumentParser, options: type, defaults: Mapping[str, Any] | None = None) -> None:
+    """One option for each field of a dataclass: ``batch_size`` becomes ``--batch-size``.
+
+    Booleans are switches (``--ema``, ``--no-ema``); ``tuple[int, ...]`` takes several values; everything else is
+    parsed by jsonargparse from its type.
+
+    Args:
+        parser: receives the options.
+        options: a dataclass whose fields carry ``metadata["help"]``, and optionally ``metavar`` and ``positional``.
+        defaults: values that replace the fields' own defaults.
+    """
+    hints = typing.get_type_hints(options)
+    for field in dataclasses.fields(options):
+        hint, metadata = hints[field.name], field.metadata
+        default = (defaults or {}).get(field.name, _default(field))
+        required = default is dataclasses.MISSING
+        settings: dict[str, Any] = {"help": metadata["help"].replace("%", "%%")}
+        if not required:
+            settings["default"] = default
+            settings["help"] += _default_text(default).replace("%", "%%")
+        name = field.name if metadata.get("positional") else "--" + field.name.replace("_", "-")
+        if hint is bool:
+            parser.add_argument(name, action=ActionYesNo(no_prefix="no-"), **settings)
+            continue
+        item = _item_type(hint)
+        settings["type"] = item or hint
+        settings["metavar"] = metadata.get("metavar") or _metavar(item or hint)
+        if item:
+            settings["nargs"] = "+" if required else "*"
+            settings["default"] = list(settings.get("default", ()))
+        elif metadata.get("positional") and not required:
+            settings["nargs"] = "?"
+        if not metadata.get("positional"):
+            settings["required"] = required
+        elif required and item:
+            del settings["default"]
+        parser.add_argument(name, **settings)
+
+
+def options_from(namespace: Namespace, options: type) -> Any:
+    """The dataclass instance of parsed arguments; lists become tuples, as the fields say."""
+    hints = typing.get_type_hints(options)
+    values = {}
+    for field in dataclasses.fields(options):
+        value = namespace[field.name]
+        values[field.name] = tuple(value) if _item_type(hints[field.name]) and value is not None else value
+    return options(**values)
+
+
+def usage_error(error: Exception, parser: ArgumentParser) -> UsageError:
+    """jsonargparse's message as one line, with the nearest option for an unknown one."""
+    text = " ".join(str(error).split())
+    known = [string for action in parser._actions for string in action.option_strings if string.startswith("--")]
+    if "unrecognized arguments:" in text:
+        given = text.split("unrecognized arguments:")[1].split()[0]
+        spelled = given.split("=")[0].replace("_", "-")
+        near = difflib.get_close_matches(spelled, known, n=3)
+        hint = f"did you mean {', '.join(near)}?" if near else f"see {parser.prog} --help"
+        return UsageError(f"unknown option {given}; {hint}" if given.startswith("-") else f"unexpected {given!r}; {hint}")
+    if "does not accept option" in text:
+        given = text.split("does not accept option")[1].split("'")[1]
+        names = [string[2:].replace("-", "_") for string in known]
+        near = difflib.get_close_matches(given, names, n=3)
+        return UsageError(
+            f"the config file has an unknown option {given!r}"
+            + (f"; did you mean {', '.join(near)}?" if near else f"; see {parser.prog} --help")
+        )
+    if text.startswith('Parser key "'):
+        key, _, reason = text.removeprefix('Parser key "').partition('":')
+        spelled = next((s for s in known if s == "--" + key.replace("_", "-")), key)
+        given = reason.rpartition("Got value:")[2] if "Got value:" in reason else reason.rpartition("Given value:")[2]
+        if given:
+            action = next(action for action in parser._actions if action.dest == key)
+            return UsageError(f"{spelled} takes {_describe(action)}, got {given.strip()!r}")
+        return UsageError(f"{spelled}: {reason.strip()}")
+    return UsageError(text)
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    return field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
+
+
+def _default_text(default: Any) -> str:
+    """What to type for the default; nothing where there is no value or the help says it."""
+    if default is None or default is False or default in ("", (), {}, []):
+        return ""
+    if default is True:
+        return " (default: on)"
+    return f" (default: {' '.join(map(str, default)) if isinstance(default, tuple | list) else default})"
+
+
+def _item_type(hint: Any) -> Any:
+    """``X`` of ``tuple[X, ...]``, else None."""
+    arguments = typing.get_args(hint)
+    return arguments[0] if typing.get_origin(hint) is tuple and arguments[1:] == (...,) else None
+
+
+def _members(hint: Any) -> list[Any]:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return [member for member in typing.get_args(hint) if member is not types.NoneType]
+    return [hint]
+
+
+def _metavar(hint: Any) -> str:
+    return "|".join(_metavar_of_member(member) for member in _members(hint))
+
+
+def _metavar_of_member(hint: Any) -> str:
+    if typing.get_origin(hint) is typing.Literal:
+        return "|".join(map(str, typing.get_args(hint)))
+    if typing.get_origin(hint) is tuple:
+        return "[" + ",".join(_metavar(part) for part in typing.get_args(hint)) + "]"
+    return _METAVARS.get(hint, "JSON")
+
+
+def _describe(action: argparse.Action) -> str:
+    words = {"N": "an integer", "X": "a number", "JSON": "a JSON or YAML value"}
+    metavar = str(action.metavar)
+    return words.get(metavar, metavar.replace("|", " or "))

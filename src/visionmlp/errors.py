@@ -1,0 +1,84 @@
+"""Errors a user can act on: one line that names the cause and the fix.
+
+The CLI prints the message without a traceback and exits with code 2. Everything else that is raised is a bug.
+"""
+
+import importlib
+from collections.abc import Sequence
+from types import ModuleType
+
+
+class VisionMLPError(Exception):
+    """Base of every error whose message is written for the user."""
+
+
+class UnknownModel(VisionMLPError, ValueError):
+    """No model has this name; the message lists the nearest names."""
+
+
+class InvalidConfig(VisionMLPError, ValueError):
+    """A configuration field breaks a rule; the message states the rule and the fix."""
+
+
+class InvalidImageSize(VisionMLPError, ValueError):
+    """The input size cannot work; the message names sizes that can."""
+
+
+class CheckpointError(VisionMLPError, ValueError):
+    """A checkpoint cannot be read (missing, truncated, unsafe or of an unknown layout)."""
+
+
+class CheckpointMismatch(CheckpointError):
+    """A checkpoint was read but does not fit the model; lists missing, unexpected and misshapen keys."""
+
+    missing: list[str]
+    unexpected: list[str]
+    misshapen: list[str]
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        missing: Sequence[str] = (),
+        unexpected: Sequence[str] = (),
+        misshapen: Sequence[str] = (),
+    ) -> None:
+        super().__init__(message)
+        self.missing, self.unexpected, self.misshapen = list(missing), list(unexpected), list(misshapen)
+
+
+class NotInEvalMode(VisionMLPError, RuntimeError):
+    """Re-parameterisation is exact for evaluation only; the message says to call ``model.eval()``."""
+
+
+class DataError(VisionMLPError, ValueError):
+    """A dataset or an image cannot be used; the message names the file or folder."""
+
+
+class RunFolderError(VisionMLPError, OSError):
+    """A run folder cannot be written, exists already, or holds nothing to resume."""
+
+
+class TrainingDiverged(VisionMLPError, RuntimeError):
+    """The loss is no longer finite; the message names step and learning rate."""
+
+
+class MissingExtra(VisionMLPError, ImportError):
+    """An optional dependency is not installed; the message names the extra to install."""
+
+
+def require(module: str, *, extra: str) -> ModuleType:
+    """Import an optional dependency.
+
+    Args:
+        module: dotted name, such as ``"matplotlib"``.
+        extra: the extra of this package that installs it.
+
+    Raises:
+        MissingExtra: when the module is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        package = module.split(".")[0]
+        raise MissingExtra(f"{package} is not installed; run: pip install 'visionmlp[{extra}]'") from error

@@ -1,0 +1,1 @@
+"""Heads: they take channel counts, never a model."""

@@ -1,0 +1,1 @@
+"""Modules with two or more owners."""

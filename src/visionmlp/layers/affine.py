@@ -1,0 +1,49 @@
+"""Per-channel affine maps: ResMLP's normalisation and LayerScale."""
+
+import torch
+from torch import Tensor, nn
+
+
+class Affine(nn.Module):
+    """``x * alpha + beta`` over the last dimension.
+
+    Source: ResMLP (arXiv 2105.03404), Eq. 1.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.alpha = nn.Parameter(torch.ones(dim))
+        self.beta = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) to (..., C)."""
+        return torch.addcmul(self.beta, x, self.alpha)
+
+
+class LayerScale(nn.Module):
+    """``x * gamma`` over the last dimension.
+
+    Source: CaiT (arXiv 2103.17239), section 2; ResMLP's post-normalisation as in its authors' code.
+    """
+
+    def __init__(self, dim: int, init: float) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((dim,), init))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) to (..., C)."""
+        return x * self.gamma
+
+
+def split_affine(norm: nn.Module) -> tuple[nn.Module, Tensor, Tensor]:
+    """A norm as ``statistics(x) * scale + shift``: what depends on the input, and two vectors (C,) that can be folded.
+
+    Raises:
+        TypeError: for a module that is neither an Affine nor a LayerNorm with weight and bias.
+    """
+    if isinstance(norm, Affine):
+        return nn.Identity(), norm.alpha.detach(), norm.beta.detach()
+    if isinstance(norm, nn.LayerNorm) and norm.elementwise_affine:
+        statistics = nn.LayerNorm(norm.normalized_shape, eps=norm.eps, elementwise_affine=False)
+        return statistics, norm.weight.detach(), norm.bias.detach()
+    raise TypeError(f"cannot split {type(norm).__name__}")

@@ -1,0 +1,42 @@
+"""The residual block that all vision MLPs share."""
+
+from collections import OrderedDict
+
+from torch import Tensor, nn
+
+
+class Block(nn.Module):
+    """``x + drop_path(scale1(spatial(norm1(x))))``, then the same with ``norm2``, ``channel`` and ``scale2``.
+
+    A map in, a map of the same shape and layout out.
+    """
+
+    def __init__(
+        self,
+        *,
+        norm1: nn.Module,
+        spatial: nn.Module,
+        norm2: nn.Module,
+        channel: nn.Module,
+        scale1: nn.Module,
+        scale2: nn.Module,
+        drop_path: nn.Module,
+    ) -> None:
+        super().__init__()
+        self.norm1 = norm1
+        self.spatial = spatial
+        self.scale1 = scale1
+        self.norm2 = norm2
+        self.channel = channel
+        self.scale2 = scale2
+        self.drop_path = drop_path
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Two residual branches: over positions, over channels."""
+        x = x + self.drop_path(self.scale1(self.spatial(self.norm1(x))))
+        return x + self.drop_path(self.scale2(self.channel(self.norm2(x))))
+
+
+def deployed_block(spatial: nn.Module, channel: nn.Module) -> nn.Sequential:
+    """Deploy form of a block: two parts that add their own residual, under the same names."""
+    return nn.Sequential(OrderedDict(spatial=spatial, channel=channel))

@@ -1,0 +1,70 @@
+"""Channel mixing: two linear layers over the channels of each position."""
+
+import torch
+from torch import Tensor, nn
+
+from visionmlp.layers.fusible import linear
+from visionmlp.ops.fold import affine_of_linear, linear_of_affine
+from visionmlp.ops.layout import Layout, from_positions_first, to_positions_first
+
+
+class ChannelMLP(nn.Module):
+    """Linear, GELU, linear over the last dimension, with dropout after each linear layer."""
+
+    def __init__(self, dim: int, hidden_dim: int, *, act: nn.GELU, drop_rate: float = 0.0) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.act = act
+        self.fc2 = nn.Linear(hidden_dim, dim)
+        self.drop = nn.Dropout(drop_rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) to (..., C)."""
+        return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
+
+
+class InplaceGELU(nn.GELU):
+    """GELU that overwrites its input: the hidden map of a deploy form is read once and never again."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Any shape; the result is the input's memory."""
+        return torch.ops.aten.gelu_(input, approximate=self.approximate)
+
+
+class DeployedChannelMLP(nn.Module):
+    """Residual channel mixing of a deploy form: ``x + fc2(gelu(fc1(norm(x))))``, computed positions-first.
+
+    Everything affine around the two linear layers is folded into them; ``norm`` keeps only what depends on the input.
+    """
+
+    def __init__(self, norm: nn.Module, fc1: nn.Linear, act: nn.GELU, fc2: nn.Linear, *, layout: Layout) -> None:
+        super().__init__()
+        self.norm = norm
+        self.fc1 = fc1
+        self.act = InplaceGELU(act.approximate)
+        self.fc2 = fc2
+        self.layout: Layout = layout
+
+    def forward(self, x: Tensor) -> Tensor:
+        """A map in ``layout`` to one of the same shape."""
+        positions = to_positions_first(x, self.layout).contiguous()
+        mixed = self.fc2(self.act(self.fc1(self.norm(positions))))
+        return from_positions_first(mixed.add_(positions), self.layout)
+
+    @staticmethod
+    def fold(
+        mlp: ChannelMLP,
+        *,
+        norm: nn.Module,
+        scale: Tensor,
+        shift: Tensor,
+        post_scale: Tensor | None,
+        layout: Layout,
+    ) -> "DeployedChannelMLP":
+        """Fold ``x + post_scale * mlp(norm(x) * scale + shift)``; the vectors are (C,)."""
+        like = mlp.fc1.weight
+        fc1 = linear(*linear_of_affine(mlp.fc1.weight, mlp.fc1.bias, scale, shift), like)
+        weight, bias = mlp.fc2.weight, mlp.fc2.bias
+        if post_scale is not None:
+            weight, bias = affine_of_linear(weight, bias, post_scale)
+        return DeployedChannelMLP(norm, fc1, mlp.act, linear(weight, bias, like), layout=layout)

@@ -1,0 +1,70 @@
+"""Structural re-parameterisation: one protocol for every module that has a cheaper equivalent."""
+
+import copy
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from visionmlp.errors import NotInEvalMode
+
+
+class Fusible(nn.Module, ABC):
+    """A training form with an equivalent deploy form."""
+
+    @abstractmethod
+    def fused(self) -> nn.Module:
+        """The deploy form: ordinary modules that compute the same in evaluation.
+
+        Pure: reads this module and changes nothing. Folded values are computed in float64 and cast back.
+        The result may hold parts that are Fusible themselves; `reparameterize` visits them.
+        """
+
+
+def parameter(value: Tensor, like: Tensor) -> nn.Parameter:
+    """A folded float64 value as a parameter with the dtype and device of ``like``."""
+    return nn.Parameter(value.detach().to(like.device, like.dtype).contiguous())
+
+
+def linear(weight: Tensor, bias: Tensor | None, like: Tensor) -> nn.Linear:
+    """``nn.Linear`` that holds a folded weight (O, C) and bias (O,), with the dtype and device of ``like``."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    layer.weight = parameter(weight, like)
+    if bias is not None:
+        layer.bias = parameter(bias, like)
+    return layer
+
+
+def is_training_form(model: nn.Module) -> bool:
+    """Whether `reparameterize` would change the model."""
+    return any(isinstance(module, Fusible) for module in model.modules())
+
+
+def reparameterize(model: nn.Module) -> nn.Module:
+    """The deploy form of a model: a copy in which every `Fusible` part, the root included, is replaced by its fusion.
+
+    Modules used in several places stay shared. Applying it to a deploy form returns an equal copy.
+    Source: RepMLPNet (arXiv 2112.11081), section 3.
+
+    Raises:
+        NotInEvalMode: if any part is in training mode, where batch statistics make the two forms differ.
+    """
+    training = [name or "the model" for name, module in model.named_modules() if module.training]
+    if training:
+        raise NotInEvalMode(f"{training[0]} is in training mode; call model.eval() before reparameterize(model)")
+    replacements: dict[nn.Module, nn.Module] = {}
+
+    def deploy(module: nn.Module) -> nn.Module:
+        if module in replacements:
+            return replacements[module]
+        result = module
+        while isinstance(result, Fusible):
+            result = result.fused()
+        replacements[module] = replacements[result] = result
+        for name, child in list(result._modules.items()):
+            if child is not None:
+                setattr(result, name, deploy(child))
+        return result
+
+    with torch.no_grad():
+        return deploy(copy.deepcopy(model)).eval()

@@ -1,0 +1,108 @@
+"""Locality Injection: convolution branches that train beside a token-mixing matrix and then merge into it.
+
+Source: RepMLPNet (arXiv 2112.11081), Local Perceptron of section 4.1 (Eqs. 13-14); Table 5 for other MLPs.
+"""
+
+from abc import ABC
+from collections.abc import Iterator, Sequence
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from visionmlp.errors import InvalidConfig
+from visionmlp.ops.fold import affine_of_linear, batchnorm_affine, conv_matrix
+
+
+def check_kernel_sizes(kernel_sizes: Sequence[int]) -> tuple[int, ...]:
+    """Sorted kernel sizes.
+
+    Raises:
+        InvalidConfig: if one is even, not positive or given twice.
+    """
+    wrong = [k for k in kernel_sizes if k < 1 or k % 2 == 0]
+    if wrong:
+        raise InvalidConfig(
+            f"kernel_sizes must be odd and positive to keep the map, got {wrong[0]}; try {wrong[0] + 1}"
+        )
+    if len(set(kernel_sizes)) != len(kernel_sizes):
+        raise InvalidConfig(f"kernel_sizes must differ from each other, got {tuple(kernel_sizes)}")
+    return tuple(sorted(kernel_sizes))
+
+
+class LocalityBranch(nn.Module):
+    """Depth-wise k x k convolution with share-sets, then BatchNorm: channel c uses kernel and norm ``c % share_sets``."""
+
+    def __init__(self, share_sets: int, kernel_size: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(
+            share_sets, share_sets, kernel_size, padding=kernel_size // 2, groups=share_sets, bias=False
+        )
+        self.norm = nn.BatchNorm2d(share_sets)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) to (B, C, h, w)."""
+        batch, channels, h, w = x.shape
+        sharing = channels // self.conv.groups
+        # one depth-wise convolution over all channels: far faster than share_sets-channel images of a larger batch
+        kernels = self.conv.weight.repeat(sharing, 1, 1, 1)
+        y = F.conv2d(x, kernels, padding=self.conv.padding, groups=channels)  # type: ignore[arg-type]
+        return self.norm(y.view(batch * sharing, self.conv.groups, h, w)).view(batch, channels, h, w)
+
+    def folded(self) -> tuple[Tensor, Tensor]:
+        """Kernel (S, 1, k, k) and bias (S,) with the norm folded in, in float64 (Eq. 13)."""
+        return affine_of_linear(self.conv.weight, None, *batchnorm_affine(self.norm))
+
+
+class LocalityBranches(nn.Module):
+    """The branches beside one token-mixing layer, one for each kernel size; none of them is a valid choice."""
+
+    def __init__(self, share_sets: int, kernel_sizes: Sequence[int]) -> None:
+        super().__init__()
+        self.share_sets = share_sets
+        self.by_kernel_size = nn.ModuleDict(
+            {str(k): LocalityBranch(share_sets, k) for k in check_kernel_sizes(kernel_sizes)}
+        )
+
+    @property
+    def kernel_sizes(self) -> tuple[int, ...]:
+        """Sizes of the branches, ascending."""
+        return tuple(int(k) for k in self.by_kernel_size)
+
+    def __iter__(self) -> Iterator[LocalityBranch]:
+        return iter(self.by_kernel_size.values())  # type: ignore[arg-type]
+
+    def extended(self, kernel_sizes: Sequence[int]) -> "LocalityBranches":
+        """These branches with new ones for the sizes they lack."""
+        merged = LocalityBranches(self.share_sets, sorted({*self.kernel_sizes, *check_kernel_sizes(kernel_sizes)}))
+        merged.by_kernel_size.update(dict(self.by_kernel_size.items()))
+        return merged
+
+    def add_to(self, y: Tensor, x: Tensor) -> Tensor:
+        """``y`` plus every branch's response to the maps ``x``; both (B, C, h, w)."""
+        for branch in self:
+            y = y + branch(x)
+        return y
+
+    def folded(self, size: tuple[int, int], like: Tensor) -> tuple[Tensor, Tensor]:
+        """The sum of the branches as matrices (S, h*w, h*w) and biases (S,) for maps of ``size``, in float64."""
+        largest = max(self.kernel_sizes, default=1)
+        kernel = torch.zeros(self.share_sets, 1, largest, largest, dtype=torch.float64, device=like.device)
+        bias = torch.zeros(self.share_sets, dtype=torch.float64, device=like.device)
+        for branch in self:
+            branch_kernel, branch_bias = branch.folded()
+            kernel = kernel + F.pad(branch_kernel, [(largest - branch_kernel.shape[-1]) // 2] * 4)
+            bias = bias + branch_bias
+        return conv_matrix(kernel, size, groups=self.share_sets), bias
+
+
+class LocalMixer(nn.Module, ABC):
+    """A token mixer of fixed size, which takes convolution branches."""
+
+    grid: tuple[int, int]
+    """Rows and columns of the map that its matrices are built for."""
+    locality: LocalityBranches
+    """The branches beside it."""
+    token_sides: ClassVar[dict[str, Literal["matrix", "inputs", "outputs", "vector"]]]
+    """Its state entries that depend on the grid, and where the tokens are: both sides, columns, rows, or all of it."""

@@ -1,0 +1,346 @@
+"""The backbone contract: timm's, written once for all families. A family fills in stem, blocks, norm and its config."""
+
+import dataclasses
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from visionmlp.errors import InvalidConfig, InvalidImageSize
+from visionmlp.heads.pooled import AveragePool, ClassifierHead, Unpooled
+from visionmlp.layers.affine import Affine
+from visionmlp.layers.fusible import Fusible
+from visionmlp.ops.fold import batchnorm_affine
+from visionmlp.ops.layout import Layout, to_channels_first
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BackboneConfig:
+    """What every family takes. Families add their own fields; each is read once, where the model is built."""
+
+    num_classes: int = 1000
+    """Outputs of the classifier; 0 leaves it out."""
+    in_chans: int = 3
+    """Channels of the input image."""
+    img_size: tuple[int, int] = (224, 224)
+    """Height and width, in pixels, that the token matrices are built for."""
+    global_pool: str = "avg"
+    """How positions become one vector: "avg", or "" for the unpooled map (needs num_classes=0)."""
+    drop_rate: float = 0.0
+    """Dropout before the classifier."""
+    drop_path_rate: float = 0.0
+    """Probability that a residual branch is skipped in training; families say how it grows with depth."""
+
+    def __post_init__(self) -> None:
+        for name in ("drop_rate", "drop_path_rate"):
+            self.require(0.0 <= getattr(self, name) < 1.0, f"{name} must be in [0, 1), got {getattr(self, name)}")
+        self.require(self.num_classes >= 0, f"num_classes must not be negative, got {self.num_classes}")
+        self.require(self.in_chans >= 1, f"in_chans must be at least 1, got {self.in_chans}")
+        self.require(min(self.img_size) >= 1, f"img_size must be positive, got {self.img_size}")
+        self.require(
+            self.global_pool != "" or self.num_classes == 0, "global_pool='' leaves a map, so give num_classes=0"
+        )
+
+    @staticmethod
+    def require(rule: bool, message: str) -> None:
+        """Raise InvalidConfig with ``message`` unless ``rule`` holds."""
+        if not rule:
+            raise InvalidConfig(message)
+
+    def require_multiple(self, divisor: int) -> None:
+        """Raise InvalidImageSize unless both sides of ``img_size`` are multiples of ``divisor``."""
+        if self.img_size[0] % divisor or self.img_size[1] % divisor:
+            nearest = tuple(max(divisor, round(side / divisor) * divisor) for side in self.img_size)
+            raise InvalidImageSize(
+                f"img_size {size_text(self.img_size)} is not a multiple of {divisor}; "
+                f"the nearest size that is: {size_text(nearest)}"
+            )
+
+
+class Stage(nn.Module):
+    """Down-sampling (or none), then blocks of one width and resolution."""
+
+    def __init__(self, blocks: Sequence[nn.Module], *, downsample: nn.Module | None = None) -> None:
+        super().__init__()
+        self.downsample = downsample if downsample is not None else nn.Identity()
+        self.blocks = nn.Sequential(*blocks)
+        self.grad_checkpointing = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """A map to a map."""
+        x = self.downsample(x)
+        for block in self.blocks:
+            x = self.run(block, x)
+        return x
+
+    def run(self, block: nn.Module, x: Tensor) -> Tensor:
+        """One block, recomputed in the backward pass if checkpointing is on."""
+        if self.grad_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, x, use_reentrant=False)  # type: ignore[return-value]
+        return block(x)
+
+
+class Backbone(nn.Module):
+    """Stem, stages, norm, head under timm's contract.
+
+    Takes (B, in_chans, H, W), values normalised with ``pretrained_cfg``'s mean and std. Blocks exchange maps in ``layout``.
+
+    Args:
+        name: variant, such as ``"repmlpnet_t224"``.
+        config: the family's configuration that the parts were built from.
+        layout: memory order of the maps between blocks.
+        stem: image to map, at ``strides[0]``.
+        stages: at least one; a single stage offers each of its blocks as a feature level, several offer their outputs.
+        dims: channels of each stage.
+        strides: pixels between neighbouring positions, for each stage.
+        norm: over the channels of the last map.
+        head: pool and classifier.
+        any_multiple: whether the model also takes multiples of ``config.img_size``.
+    """
+
+    pretrained_cfg: dict[str, Any]
+    default_cfg: dict[str, Any]
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        config: BackboneConfig,
+        layout: Layout,
+        stem: nn.Module,
+        stages: Sequence[Stage],
+        dims: Sequence[int],
+        strides: Sequence[int],
+        norm: nn.Module,
+        head: ClassifierHead,
+        any_multiple: bool = False,
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.config = config
+        self.layout: Layout = layout
+        self.any_multiple = any_multiple
+        self.dims, self.strides = tuple(dims), tuple(strides)
+        self.stem = stem
+        self.stages = nn.ModuleList(stages)
+        self.norm = norm
+        self.head = head
+        self.num_features = self.head_hidden_size = self.dims[-1]
+        if len(stages) == 1:
+            self.feature_points = [(0, j) for j in range(len(stages[0].blocks))]
+        else:
+            self.feature_points = [(i, len(stage.blocks) - 1) for i, stage in enumerate(stages)]
+        self.feature_info = [
+            {"module": f"stages.{i}.blocks.{j}", "num_chs": self.dims[i], "reduction": self.strides[i]}
+            for i, j in self.feature_points
+        ]
+
+    @property
+    def num_classes(self) -> int:
+        """Outputs of the classifier."""
+        return self.config.num_classes
+
+    @property
+    def in_chans(self) -> int:
+        """Channels of the input image."""
+        return self.config.in_chans
+
+    @property
+    def global_pool(self) -> str:
+        """How positions become one vector."""
+        return self.config.global_pool
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_chans, H, W) to logits (B, num_classes)."""
+        return self.forward_head(self.forward_features(x))
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """(B, in_chans, H, W) to the last map in ``layout``, after the norm."""
+        self.check_input(x)
+        x = self.stem(x)
+        for stage in self.stages:
+            x = stage(x)
+        return self.norm(x)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """The last map to logits (B, num_classes), or to pooled features (B, C) if ``pre_logits``."""
+        return self.head(x, pre_logits=pre_logits)
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: Literal["NCHW", "NHWC", "NLC"] = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """Feature levels on the way, before down-sampling.
+
+        Args:
+            x: (B, in_chans, H, W).
+            indices: levels to return; the last n for an int, all for None.
+            norm: apply the final norm to the last level; only that one has its width.
+            stop_early: do not compute beyond the deepest level asked for.
+            output_fmt: memory order of the returned levels.
+            intermediates_only: return the levels alone, not ``(last map, levels)``.
+
+        Raises:
+            InvalidConfig: for an unknown ``output_fmt``.
+        """
+        if output_fmt not in ("NCHW", "NHWC", "NLC"):
+            raise InvalidConfig(f"output_fmt must be NCHW, NHWC or NLC, got {output_fmt!r}")
+        take, deepest = feature_take_indices(len(self.feature_points), indices)
+        wanted = {self.feature_points[i] for i in take}
+        self.check_input(x)
+        x = self.stem(x)
+        levels = []
+        for i, stage in enumerate(self.stages):
+            x = stage.downsample(x)
+            for j, block in enumerate(stage.blocks):
+                x = stage.run(block, x)
+                if (i, j) in wanted:
+                    last = i == len(self.stages) - 1
+                    levels.append(to_channels_first(self.norm(x) if norm and last else x, self.layout))
+                if stop_early and intermediates_only and (i, j) == self.feature_points[deepest]:
+                    break
+            if stop_early and intermediates_only and i == self.feature_points[deepest][0]:
+                break
+        if output_fmt != "NCHW":
+            levels = [level.permute(0, 2, 3, 1) for level in levels]
+        if output_fmt == "NLC":
+            levels = [level.flatten(1, 2) for level in levels]
+        return levels if intermediates_only else (self.norm(x), levels)
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop what is not needed for these feature levels; returns their absolute indices."""
+        take, deepest = feature_take_indices(len(self.feature_points), indices)
+        last_stage, last_block = self.feature_points[deepest]
+        self.stages = self.stages[: last_stage + 1]
+        self.stages[-1].blocks = self.stages[-1].blocks[: last_block + 1]
+        self.feature_points = self.feature_points[: deepest + 1]
+        if prune_norm:
+            self.norm = nn.Identity()
+        if prune_head:
+            self.reset_classifier(0, "")
+        return take
+
+    def check_input(self, x: Tensor) -> None:
+        """Raise InvalidImageSize, naming sizes that work, or InvalidConfig for the wrong channels."""
+        if x.dim() != 4 or x.shape[1] != self.in_chans:
+            raise InvalidConfig(f"{self.name} takes (B, {self.in_chans}, H, W), got {tuple(x.shape)}")
+        height, width = self.config.img_size
+        given = (x.shape[2], x.shape[3])
+        if self.any_multiple:
+            if given[0] % height or given[1] % width:
+                works = f"multiples of {size_text(self.config.img_size)}, such as {size_text((2 * height, 2 * width))}"
+                raise InvalidImageSize(self._size_message(given, works))
+        elif given != (height, width):
+            raise InvalidImageSize(self._size_message(given, f"exactly {size_text(self.config.img_size)}"))
+
+    def _size_message(self, given: tuple[int, int], works: str) -> str:
+        return (
+            f"{self.name} as built takes {works}, got {size_text(given)}; resize the images "
+            f"or build the model with img_size (any multiple of {self.strides[-1]})"
+        )
+
+    def build_pool(self, global_pool: str) -> nn.Module:
+        """The pooling module of a ``global_pool`` name."""
+        if global_pool == "avg":
+            return AveragePool(self.layout)
+        if global_pool == "":
+            return Unpooled(self.layout)
+        raise InvalidConfig(f"global_pool must be 'avg' or '', got {global_pool!r}")
+
+    def get_classifier(self) -> nn.Module:
+        """The last linear layer."""
+        return self.head.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the classifier by a fresh one, and the pooling if ``global_pool`` is given."""
+        config = dataclasses.replace(
+            self.config,
+            num_classes=num_classes,
+            global_pool=self.config.global_pool if global_pool is None else global_pool,
+        )
+        if global_pool is not None and global_pool != self.config.global_pool:
+            self.head.pool = self.build_pool(global_pool)
+        self.head.reset(num_classes, next(self.parameters()))
+        self.config = config
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Keep only block inputs for the backward pass and recompute the rest: less memory, one more forward pass."""
+        for stage in self.stages:
+            stage.grad_checkpointing = enable
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that take no weight decay beside biases and vectors: none."""
+        return set()
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Patterns that sort parameters into layers, for layer-wise learning rates."""
+        if coarse:
+            return {"stem": r"^stem", "blocks": r"^stages\.(\d+)"}
+        return {
+            "stem": r"^stem",
+            "blocks": [
+                (r"^stages\.(\d+)\.downsample", (0,)),
+                (r"^stages\.(\d+)\.blocks\.(\d+)", None),
+                (r"^norm", (99999,)),
+            ],
+        }
+
+
+class FusibleBackbone(Backbone, Fusible):
+    """The training form of a family: its classifier takes the last norm in, its blocks fuse by themselves."""
+
+    @abstractmethod
+    def from_official(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A state dict with the authors' names and shapes as one with ours."""
+
+    def fused(self) -> Backbone:
+        """A plain Backbone of the same parts; an affine last norm moves into the classifier behind the average.
+
+        Its ``forward_features`` then returns the map before that norm. With ``num_classes=0`` the norm stays.
+        """
+        norm, head = self.norm, self.head
+        if isinstance(head.pool, AveragePool) and isinstance(head.fc, nn.Linear):
+            if isinstance(norm, nn.BatchNorm2d):
+                norm, head = nn.Identity(), head.with_input_affine(*batchnorm_affine(norm))
+            elif isinstance(norm, Affine):
+                norm, head = nn.Identity(), head.with_input_affine(norm.alpha, norm.beta)
+        deployed = Backbone(
+            name=self.name,
+            config=self.config,
+            layout=self.layout,
+            stem=self.stem,
+            stages=[stage for stage in self.stages if isinstance(stage, Stage)],
+            dims=self.dims,
+            strides=self.strides,
+            norm=norm,
+            head=head,
+            any_multiple=self.any_multiple,
+        )
+        deployed.feature_points = list(self.feature_points)
+        # what timm attaches to a model it has built
+        own = set(deployed.__dict__)
+        deployed.__dict__.update({key: value for key, value in self.__dict__.items() if key not in own})
+        return deployed
+
+
+def size_text(size: Sequence[int]) -> str:
+    """``(224, 160)`` as ``224x160``."""
+    return "x".join(str(side) for side in size)
+
+
+def drop_path_rates(rate: float, depths: Sequence[int]) -> list[list[float]]:
+    """Rates that grow linearly from 0 to ``rate`` over all blocks, grouped by stage."""
+    last = max(sum(depths) - 1, 1)
+    indices = iter(range(sum(depths)))
+    return [[rate * next(indices) / last for _ in range(depth)] for depth in depths]

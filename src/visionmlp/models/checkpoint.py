@@ -1,0 +1,188 @@
+"""Our checkpoints: safetensors that say which model they hold, in training or deploy form."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from visionmlp.errors import CheckpointError, CheckpointMismatch, InvalidConfig, UnknownModel
+from visionmlp.layers.fusible import is_training_form, reparameterize
+from visionmlp.models.backbone import Backbone
+from visionmlp.models.official import load_official, load_strictly
+from visionmlp.models.registry import create_model
+
+_METADATA_KEY = "visionmlp"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckpointInfo:
+    """What a checkpoint says about itself beside its weights."""
+
+    model: str
+    """Variant name."""
+    form: Literal["training", "deploy"]
+    """Whether its convolution branches and norms are separate or folded."""
+    class_names: list[str] | None = None
+    """Names of the classifier's outputs, in order."""
+    preprocessing: dict[str, Any] | None = None
+    """``input_size``, ``mean``, ``std``, ``interpolation`` and ``crop_pct`` for ``timm.data.create_transform``."""
+    source: str = "fresh weights"
+    """Where the weights come from."""
+
+
+def default_preprocessing(model: Backbone) -> dict[str, Any]:
+    """The evaluation preprocessing of the published weights, at the size that the model was built for."""
+    cfg = model.pretrained_cfg
+    return {
+        "input_size": (model.config.in_chans, *model.config.img_size),
+        **{key: cfg[key] for key in ("mean", "std", "interpolation", "crop_pct")},
+    }
+
+
+def save_checkpoint(
+    path: str | os.PathLike[str],
+    model: Backbone,
+    *,
+    class_names: Sequence[str] | None = None,
+    preprocessing: Mapping[str, Any] | None = None,
+    state: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write weights, beside the target first and then renamed, so that a crash leaves the old file.
+
+    Args:
+        path: ``.safetensors`` file.
+        model: training or deploy form.
+        class_names: names of the classifier's outputs.
+        preprocessing: see `CheckpointInfo`; ``None`` is that of the published weights.
+        state: weights to write instead of the model's own, such as their moving average.
+
+    Raises:
+        CheckpointError: if the file cannot be written.
+    """
+    path = Path(path)
+    metadata = {
+        "model": model.name,
+        "config": dataclasses.asdict(model.config),
+        "form": "training" if is_training_form(model) else "deploy",
+        "class_names": list(class_names) if class_names is not None else None,
+        "preprocessing": dict(preprocessing if preprocessing is not None else default_preprocessing(model)),
+    }
+    tensors = {name: value.detach().cpu().contiguous() for name, value in (state or model.state_dict()).items()}
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        save_file(tensors, partial, metadata={_METADATA_KEY: json.dumps(metadata), "format": "pt"})
+        os.replace(partial, path)
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise CheckpointError(f"cannot write {path}: {error}") from error
+
+
+def load_checkpoint(path: str | os.PathLike[str]) -> tuple[Backbone, CheckpointInfo]:
+    """Read a checkpoint that `save_checkpoint` wrote, in the form it was saved in, in evaluation mode.
+
+    A deploy form is built without memory or arithmetic for its training form.
+
+    Raises:
+        CheckpointError: if the file is missing, truncated or not one of ours.
+        CheckpointMismatch: if it holds other tensors than its model has.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint file {path}")
+    try:
+        with safe_open(path, framework="pt") as archive:
+            text = (archive.metadata() or {}).get(_METADATA_KEY)
+            state = {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118 (not a mapping)
+    except (OSError, SafetensorError, ValueError) as error:
+        raise CheckpointError(f"{path} is truncated or not a safetensors file") from error
+    if text is None:
+        raise CheckpointError(
+            f"{path} does not say which model it holds; give the model's name and this file beside it"
+        )
+    metadata = json.loads(text)
+    try:
+        with torch.device("meta"):
+            model = create_model(metadata["model"], **metadata["config"]).eval()
+    except (UnknownModel, InvalidConfig) as error:
+        raise CheckpointError(f"{path} was written for a model that this version cannot build: {error}") from error
+    if metadata["form"] == "deploy":
+        model = reparameterize(model)
+    load_strictly(model, state, str(path), assign=True)
+    return model, CheckpointInfo(
+        model=metadata["model"],
+        form=metadata["form"],
+        class_names=metadata["class_names"],
+        preprocessing=metadata["preprocessing"],
+        source=str(path),
+    )
+
+
+def load_model(
+    reference: str | os.PathLike[str], *, checkpoint: str | os.PathLike[str] | None = None, **fields: Any
+) -> tuple[Backbone, CheckpointInfo]:
+    """A model in evaluation mode from whatever names one.
+
+    Args:
+        reference: a model name, a run folder (its ``model.safetensors``) or a checkpoint of ours.
+        checkpoint: weights for a model name: a checkpoint of ours or the authors' file.
+        **fields: configuration, for a model name only; with weights, ``num_classes`` resets the classifier.
+
+    Raises:
+        CheckpointError: for a file that cannot be used.
+        InvalidConfig: for configuration that a checkpoint already fixes.
+        UnknownModel: if it is neither file, folder nor model name.
+    """
+    path = Path(reference)
+    if path.is_dir() or path.is_file() or path.suffix or len(path.parts) > 1:
+        if checkpoint is not None or fields:
+            extra = "checkpoint" if checkpoint is not None else next(iter(fields))
+            raise InvalidConfig(f"{path} is a checkpoint and fixes its model; give {extra} with a model name only")
+        if path.is_dir():
+            if not (path / "model.safetensors").is_file():
+                raise CheckpointError(
+                    f"{path} is no run folder with a finished evaluation: it has no model.safetensors"
+                )
+            path = path / "model.safetensors"
+        elif path.is_file() and path.suffix != ".safetensors":
+            raise CheckpointError(
+                f"{path} does not say which model it holds; give the model's name and this file beside it"
+            )
+        return load_checkpoint(path)
+    name = str(reference)
+    if checkpoint is None:
+        model = create_model(name, **fields).eval()
+        return model, CheckpointInfo(model=name, form="training", preprocessing=default_preprocessing(model))
+    if _is_ours(Path(checkpoint)):
+        model, info = load_checkpoint(checkpoint)
+        if info.model != name:
+            raise CheckpointMismatch(f"{checkpoint} holds {info.model}, not {name}")
+        if fields.keys() - {"num_classes"}:
+            raise InvalidConfig(f"{checkpoint} fixes its model's {', '.join(sorted(fields.keys() - {'num_classes'}))}")
+    else:
+        model = load_official(
+            create_model(name, **{key: value for key, value in fields.items() if key != "num_classes"}), checkpoint
+        ).eval()
+        info = CheckpointInfo(
+            model=name, form="training", preprocessing=default_preprocessing(model), source=str(checkpoint)
+        )
+    if "num_classes" in fields and fields["num_classes"] != model.num_classes:
+        model.reset_classifier(fields["num_classes"])
+        info = dataclasses.replace(info, class_names=None)
+    return model, info
+
+
+def _is_ours(path: Path) -> bool:
+    if path.suffix != ".safetensors" or not path.is_file():
+        return False
+    try:
+        with safe_open(path, framework="pt") as archive:
+            return _METADATA_KEY in (archive.metadata() or {})
+    except (OSError, SafetensorError):
+        return False

@@ -1,0 +1,195 @@
+"""MLP-Mixer: an all-MLP architecture for vision (Tolstikhin et al., arXiv 2105.01601).
+
+Eq. 1, token mixing: `layers.token_mixing.TokenMLP`; channel mixing: `layers.channel_mlp.ChannelMLP`. Follows the authors'
+Flax code where the paper is silent: GELU by tanh, LayerNorm eps 1e-6, biases everywhere, a LayerNorm before the average.
+Stochastic depth grows linearly with depth, as in the authors' second code base (big_vision).
+
+Layout (B, H, W, C).
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+import torch
+from timm.layers import DropPath
+from torch import Tensor, nn
+
+from visionmlp.heads.pooled import ClassifierHead
+from visionmlp.layers.affine import split_affine
+from visionmlp.layers.block import Block, deployed_block
+from visionmlp.layers.channel_mlp import ChannelMLP, DeployedChannelMLP
+from visionmlp.layers.fusible import Fusible
+from visionmlp.layers.locality import check_kernel_sizes
+from visionmlp.layers.patch_embed import PatchEmbed
+from visionmlp.layers.token_mixing import DeployedTokenMLP, TokenMLP
+from visionmlp.models.backbone import BackboneConfig, FusibleBackbone, Stage, drop_path_rates
+from visionmlp.models.registry import Published, Variant, register_family
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MLPMixerConfig(BackboneConfig):
+    """Widths of Table 1."""
+
+    patch_size: int = 16
+    """Side of a patch in pixels."""
+    dim: int = 768
+    """Channels."""
+    depth: int = 12
+    """Blocks."""
+    token_dim: int = 384
+    """Hidden width of the token-mixing MLP."""
+    channel_dim: int = 3072
+    """Hidden width of the channel-mixing MLP."""
+    kernel_sizes: tuple[int, ...] = ()
+    """Convolution branches that train beside token mixing (Locality Injection)."""
+    proj_drop_rate: float = 0.0
+    """Dropout after each linear layer of the channel MLP."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_kernel_sizes(self.kernel_sizes)
+        self.require(0.0 <= self.proj_drop_rate < 1.0, f"proj_drop_rate must be in [0, 1), got {self.proj_drop_rate}")
+        self.require_multiple(self.patch_size)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches (rows, columns)."""
+        return self.img_size[0] // self.patch_size, self.img_size[1] // self.patch_size
+
+
+class MixerBlock(Block, Fusible):
+    """Token mixing and channel mixing, each behind a LayerNorm (Eq. 1)."""
+
+    def __init__(self, config: MLPMixerConfig, drop_path_rate: float) -> None:
+        act = nn.GELU(approximate="tanh")
+        super().__init__(
+            norm1=nn.LayerNorm(config.dim, eps=1e-6),
+            spatial=TokenMLP(config.grid, config.token_dim, act=act, kernel_sizes=config.kernel_sizes),
+            scale1=nn.Identity(),
+            norm2=nn.LayerNorm(config.dim, eps=1e-6),
+            channel=ChannelMLP(config.dim, config.channel_dim, act=act, drop_rate=config.proj_drop_rate),
+            scale2=nn.Identity(),
+            drop_path=DropPath(drop_path_rate),
+        )
+
+    def fused(self) -> nn.Module:
+        """Both LayerNorms stay; the second one's affine moves into ``fc1``, the first one's cannot pass shared matrices."""
+        assert isinstance(self.spatial, TokenMLP)
+        assert isinstance(self.channel, ChannelMLP)
+        statistics, scale, shift = split_affine(self.norm2)
+        return deployed_block(
+            DeployedTokenMLP.fold(self.spatial, norm=self.norm1, scale=nn.Identity()),
+            DeployedChannelMLP.fold(
+                self.channel, norm=statistics, scale=scale, shift=shift, post_scale=None, layout="BHWC"
+            ),
+        )
+
+
+class MLPMixer(FusibleBackbone):
+    """Patch embedding, one stage of `MixerBlock`s, LayerNorm, average, classifier."""
+
+    config: MLPMixerConfig
+
+    def __init__(self, name: str, config: MLPMixerConfig) -> None:
+        rates = drop_path_rates(config.drop_path_rate, [config.depth])[0]
+        super().__init__(
+            name=name,
+            config=config,
+            layout="BHWC",
+            stem=PatchEmbed(config.in_chans, config.dim, config.patch_size, layout="BHWC"),
+            stages=[Stage([MixerBlock(config, rate) for rate in rates])],
+            dims=[config.dim],
+            strides=[config.patch_size],
+            norm=nn.LayerNorm(config.dim, eps=1e-6),
+            head=ClassifierHead(config.dim, config.num_classes, pool=nn.Identity(), drop_rate=config.drop_rate),
+        )
+        self.head.pool = self.build_pool(config.global_pool)
+        for module in self.modules():
+            if isinstance(module, nn.Linear) or module is self.stem.proj:
+                _initialise_like_flax(module)
+        if isinstance(self.head.fc, nn.Linear):
+            nn.init.zeros_(self.head.fc.weight)
+
+    def from_official(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Names and memory order of the authors' Flax parameters to ours."""
+        renames = {
+            "MixerBlock_": "stages.0.blocks.",
+            "LayerNorm_0": "norm1",
+            "LayerNorm_1": "norm2",
+            "token_mixing": "spatial",
+            "channel_mixing": "channel",
+            "Dense_0": "fc1",
+            "Dense_1": "fc2",
+            "pre_head_layer_norm": "norm",
+            "stem": "stem.proj",
+            "head/": "head.fc/",
+            "kernel": "weight",
+            "scale": "weight",
+            "/": ".",
+        }
+        converted = {}
+        for name, value in state.items():
+            if name.endswith("/kernel"):
+                value = value.permute(3, 2, 0, 1) if value.dim() == 4 else value.t()
+            for theirs, ours in renames.items():
+                name = name.replace(theirs, ours)
+            converted[name] = value.contiguous()
+        return converted
+
+
+def _initialise_like_flax(layer: nn.Linear | nn.Conv2d) -> None:
+    """LeCun normal, truncated at two standard deviations and widened to keep the variance; zero bias."""
+    std = layer.weight[0].numel() ** -0.5 / 0.87962566103423978
+    nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std)
+    nn.init.zeros_(layer.bias)
+
+
+def _variant(
+    name: str, size: MLPMixerConfig, patch_size: int, params: int, macs: int, published: Published | None = None
+) -> Variant:
+    return Variant(
+        name=name,
+        config=dataclasses.replace(size, patch_size=patch_size),
+        params=params,
+        macs=macs,
+        published=published or Published(),
+    )
+
+
+_S = MLPMixerConfig(dim=512, depth=8, token_dim=256, channel_dim=2048)
+_B = MLPMixerConfig(dim=768, depth=12, token_dim=384, channel_dim=3072)
+_L = MLPMixerConfig(dim=1024, depth=24, token_dim=512, channel_dim=4096)
+_H = MLPMixerConfig(dim=1280, depth=32, token_dim=640, channel_dim=5120)
+_TEST = MLPMixerConfig(num_classes=10, img_size=(32, 32), dim=16, depth=3, token_dim=12, channel_dim=40)
+
+# name, widths, patch, parameters, multiply-accumulates (both of the training form), what the paper states
+VARIANTS = (
+    _variant("mlpmixer_s32", _S, 32, 19_104_624, 1_002_426_368),
+    _variant("mlpmixer_s16", _S, 16, 18_528_264, 3_776_958_464),
+    _variant("mlpmixer_b32", _B, 32, 60_293_428, 3_237_722_112),
+    _variant(
+        "mlpmixer_b16",
+        _B,
+        16,
+        59_880_472,
+        12_601_767_936,
+        Published(params=59e6, macs=12.6e9, top1=76.4, source="quoted in RepMLPNet, Table 2"),
+    ),
+    _variant("mlpmixer_l32", _L, 32, 206_939_264, 11_253_293_056),
+    _variant("mlpmixer_l16", _L, 16, 208_196_168, 44_547_678_208),
+    _variant("mlpmixer_h14", _H, 14, 432_350_952, 120_989_911_040),
+    _variant("mlpmixer_test", _TEST, 8, 8_726, 129_184),
+)
+
+register_family(
+    __name__,
+    "MLP-Mixer",
+    MLPMixer,
+    VARIANTS,
+    {
+        "mean": (0.5, 0.5, 0.5),
+        "std": (0.5, 0.5, 0.5),
+        "interpolation": "bicubic",
+        "crop_pct": 0.875,
+    },
+)

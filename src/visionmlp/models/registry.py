@@ -1,0 +1,181 @@
+"""The table of variants, and their registration with timm."""
+
+import dataclasses
+import difflib
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Protocol
+
+import timm
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+
+from visionmlp.errors import InvalidConfig, UnknownModel
+from visionmlp.models.backbone import Backbone, BackboneConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Published:
+    """What a paper states about a variant; quoted, never measured here."""
+
+    params: float | None = None
+    """Parameters."""
+    macs: float | None = None
+    """Multiply-accumulates for one image of the native size."""
+    top1: float | None = None
+    """ImageNet-1k validation accuracy, percent, single crop, trained on ImageNet-1k without distillation."""
+    source: str = ""
+    """Paper and table."""
+
+
+class BackboneFamily(Protocol):
+    """Builds a model from a variant name and the family's config."""
+
+    def __call__(self, name: str, config: Any) -> Backbone: ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One named model: widths, with the counts that they must give beside them."""
+
+    name: str
+    config: BackboneConfig
+    params: int
+    """Parameters of the training form."""
+    macs: int
+    """Multiply-accumulates of convolutions and matrix products of the training form, one image of the native size."""
+    published: Published = Published()
+    family: str = ""
+
+    @property
+    def img_size(self) -> tuple[int, int]:
+        """Native height and width in pixels."""
+        return self.config.img_size
+
+
+_VARIANTS: dict[str, tuple[Variant, BackboneFamily]] = {}
+
+
+def register_family(
+    module: str, family: str, build: BackboneFamily, variants: Sequence[Variant], preprocessing: dict[str, Any]
+) -> None:
+    """Register a family's variants here and with timm.
+
+    Args:
+        module: ``__name__`` of the family file; timm groups models by it.
+        family: display name.
+        build: model from variant name and config.
+        variants: the table.
+        preprocessing: ``mean``, ``std``, ``interpolation`` and ``crop_pct`` of the published weights.
+    """
+    cfgs = {
+        variant.name: {
+            "input_size": (variant.config.in_chans, *variant.img_size),
+            "num_classes": variant.config.num_classes,
+            "fixed_input_size": True,
+            "first_conv": "stem.proj",
+            "classifier": "head.fc",
+            **preprocessing,
+        }
+        for variant in variants
+    }
+    sys.modules[module].default_cfgs = generate_default_cfgs(cfgs)  # type: ignore[attr-defined]
+    for variant in variants:
+        variant = dataclasses.replace(variant, family=family)
+        _VARIANTS[variant.name] = (variant, build)
+        register_model(_entry_point(module, variant, build))
+
+
+def _entry_point(module: str, variant: Variant, build: BackboneFamily) -> Callable[..., Any]:
+    def entry_point(pretrained: bool = False, **fields: Any) -> Any:
+        return build_model_with_cfg(
+            partial(_build, variant, build),
+            variant.name,
+            pretrained,
+            feature_cfg={"out_indices": _default_levels(variant.config), "feature_cls": "getter"},
+            **fields,
+        )
+
+    entry_point.__name__ = entry_point.__qualname__ = variant.name
+    entry_point.__module__ = module
+    entry_point.__doc__ = f"{variant.family} {variant.name}; {variant.published.source}"
+    return entry_point
+
+
+def _default_levels(config: BackboneConfig) -> tuple[int, ...]:
+    """Feature levels of ``features_only``: the stages, or four evenly spaced blocks of a single stage."""
+    depths = getattr(config, "blocks", None)
+    if isinstance(depths, tuple):
+        return tuple(range(len(depths)))
+    depth: int = config.depth  # type: ignore[attr-defined]
+    return tuple(sorted({max(0, depth * quarter // 4 - 1) for quarter in (1, 2, 3, 4)}))
+
+
+def _build(variant: Variant, build: BackboneFamily, **fields: Any) -> Backbone:
+    known = [field.name for field in dataclasses.fields(variant.config)]
+    for name in fields:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"it takes {', '.join(known)}"
+            raise InvalidConfig(f"{variant.name} has no option {name!r}; {hint}")
+    if isinstance(size := fields.get("img_size"), int):
+        fields["img_size"] = (size, size)
+    # sequences arrive as lists from YAML and JSON; the config is hashable
+    fields = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+    return build(variant.name, dataclasses.replace(variant.config, **fields))
+
+
+def list_models(family: str | None = None) -> list[str]:
+    """Names of all models, or of one family (case and punctuation do not matter), without the tiny ``*_test`` ones.
+
+    Raises:
+        UnknownModel: if there is no such family.
+    """
+    names = [name for name in _VARIANTS if not name.endswith("_test")]
+    if family is None:
+        return names
+    families = {_plain(variant.family): variant.family for variant, _ in _VARIANTS.values()}
+    if _plain(family) not in families:
+        raise UnknownModel(f"no family {family!r}; there are {', '.join(families.values())}")
+    return [name for name in names if _plain(_VARIANTS[name][0].family) == _plain(family)]
+
+
+def variant(name: str) -> Variant:
+    """The table entry of a model.
+
+    Raises:
+        UnknownModel: with the nearest names.
+    """
+    if name not in _VARIANTS:
+        near = difflib.get_close_matches(name, list_models(), n=3, cutoff=0.4)
+        hint = f"did you mean {', '.join(near)}?" if near else "see visionmlp.list_models()"
+        raise UnknownModel(f"no model {name!r}; {hint}")
+    return _VARIANTS[name][0]
+
+
+def create_model(
+    name: str,
+    *,
+    num_classes: int | None = None,
+    img_size: int | tuple[int, int] | None = None,
+    **fields: Any,
+) -> Backbone:
+    """Build a model with fresh weights, initialised as its authors do.
+
+    Args:
+        name: one of `list_models`.
+        num_classes: outputs of the classifier; 0 leaves it out, ``None`` is the published number (mostly 1000).
+        img_size: side or (height, width) in pixels; ``None`` is the native size.
+        **fields: fields of the family's config, and timm's ``features_only`` and ``out_indices``.
+
+    Raises:
+        UnknownModel: with the nearest names.
+        InvalidConfig: for a field that does not exist or breaks a rule.
+        InvalidImageSize: naming sizes that work.
+    """
+    variant(name)
+    return timm.create_model(name, num_classes=num_classes, img_size=img_size, **fields)  # type: ignore[return-value]
+
+
+def _plain(text: str) -> str:
+    return "".join(letter for letter in text.lower() if letter.isalnum())
