@@ -42,6 +42,7 @@ def block_from(case: dict) -> RepMLPBlock:
         share_sets=shape["num_sharesets"],
         kernel_sizes=shape["reparam_conv_k"],
         reduction=shape["globalperceptron_reduce"],
+        window_order="authors",
     ).double()
     state = {}
     for name, size, _ in case["state"]:

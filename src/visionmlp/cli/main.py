@@ -5,11 +5,20 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from jsonargparse import Namespace
+from argparse import ArgumentError
 
-from visionmlp.cli.commands import COMMANDS, Command
-from visionmlp.cli.parser import ArgumentError, ArgumentParser, UsageError, build_parser, usage_error
+from jsonargparse import ArgumentParser, Namespace
+
+from visionmlp.cli.commands import COMMANDS
+from visionmlp.cli.parser import UsageError, build_parser, usage_error
 from visionmlp.errors import VisionMLPError
+
+DESCRIPTION = """Vision MLPs: RepMLPNet, ResMLP, MLP-Mixer. Train them, re-parameterise them, measure and ship them.
+
+A model is given as a name ("visionmlp models" lists them), a run folder of "visionmlp train", or a checkpoint file."""
+
+EPILOG = """"visionmlp COMMAND --help" explains a command, with examples. A failure is one line on standard error and exit
+code 2; --debug shows its traceback."""
 
 FAILED = 2
 INTERRUPTED = 130
@@ -61,11 +70,13 @@ def run(words: Sequence[str]) -> int:
     for name, command in COMMANDS.items():
         commands.add_subcommand(name, build_parser(name, description=command.description), help=command.summary)
     namespace = parse(parser, words)
-    if namespace is not None and namespace.version:
-        import visionmlp
+    if namespace is None:
+        return 0
+    if namespace.version:
+        from importlib.metadata import version
 
-        sys.stdout.write(f"visionmlp {visionmlp.__version__}\n")
-    elif namespace is not None:
+        sys.stdout.write(f"visionmlp {version('visionmlp')}\n")
+    else:
         parser.print_help()
     return 0
 

@@ -132,4 +132,6 @@ class DemoOptions:
 class TrainSwitches:
     """Options of ``train`` beside the configuration."""
 
+    recipe: str | None = option("take the defaults from this published recipe", None, metavar="NAME")
     resume: bool = option("continue the run in the output folder from its last checkpoint, with its own config", False)
+    print_config: bool = option("print the configuration that would be used, as YAML for --config, and stop", False)

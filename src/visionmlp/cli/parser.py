@@ -3,9 +3,10 @@
 import argparse
 import dataclasses
 import difflib
+import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +45,17 @@ def build_parser(prog: str, *, description: str, epilog: str | None = None) -> A
         exit_on_error=False,
         allow_abbrev=False,
         formatter_class=HelpFormatter,
-        print_config="--print-%s",
+        print_config=None,
         default_env=False,
     )
 
 
-def add_fields(parser: ArgumentParser, options: type, defaults: Mapping[str, Any] | None = None) -> None:
+def add_fields(
+    parser: ArgumentParser,
+    options: type,
+    defaults: Mapping[str, Any] | None = None,
+    positional: Collection[str] = (),
+) -> None:
     """One option for each field of a dataclass: ``batch_size`` becomes ``--batch-size``.
 
     Booleans are switches (``--ema``, ``--no-ema``); ``tuple[int, ...]`` takes several values; everything else is
@@ -59,17 +65,19 @@ def add_fields(parser: ArgumentParser, options: type, defaults: Mapping[str, Any
         parser: receives the options.
         options: a dataclass whose fields carry ``metadata["help"]``, and optionally ``metavar`` and ``positional``.
         defaults: values that replace the fields' own defaults.
+        positional: fields that are given without ``--``, beside those that say so themselves.
     """
     hints = typing.get_type_hints(options)
     for field in dataclasses.fields(options):
         hint, metadata = hints[field.name], field.metadata
+        bare = field.name in positional or metadata.get("positional", False)
         default = (defaults or {}).get(field.name, _default(field))
         required = default is dataclasses.MISSING
         settings: dict[str, Any] = {"help": metadata["help"].replace("%", "%%")}
         if not required:
             settings["default"] = default
             settings["help"] += _default_text(default).replace("%", "%%")
-        name = field.name if metadata.get("positional") else "--" + field.name.replace("_", "-")
+        name = field.name if bare else "--" + field.name.replace("_", "-")
         if hint is bool:
             parser.add_argument(name, action=ActionYesNo(no_prefix="no-"), **settings)
             continue
@@ -79,9 +87,9 @@ def add_fields(parser: ArgumentParser, options: type, defaults: Mapping[str, Any
         if item:
             settings["nargs"] = "+" if required else "*"
             settings["default"] = list(settings.get("default", ()))
-        elif metadata.get("positional") and not required:
+        elif bare and not required:
             settings["nargs"] = "?"
-        if not metadata.get("positional"):
+        if not bare:
             settings["required"] = required
         elif required and item:
             del settings["default"]
@@ -101,30 +109,33 @@ def options_from(namespace: Namespace, options: type) -> Any:
 def usage_error(error: Exception, parser: ArgumentParser) -> UsageError:
     """jsonargparse's message as one line, with the nearest option for an unknown one."""
     text = " ".join(str(error).split())
-    known = [string for action in parser._actions for string in action.option_strings if string.startswith("--")]
-    if "unrecognized arguments:" in text:
-        given = text.split("unrecognized arguments:")[1].split()[0]
-        spelled = given.split("=")[0].replace("_", "-")
-        near = difflib.get_close_matches(spelled, known, n=3)
-        hint = f"did you mean {', '.join(near)}?" if near else f"see {parser.prog} --help"
-        return UsageError(f"unknown option {given}; {hint}" if given.startswith("-") else f"unexpected {given!r}; {hint}")
-    if "does not accept option" in text:
-        given = text.split("does not accept option")[1].split("'")[1]
-        names = [string[2:].replace("-", "_") for string in known]
-        near = difflib.get_close_matches(given, names, n=3)
-        return UsageError(
-            f"the config file has an unknown option {given!r}"
-            + (f"; did you mean {', '.join(near)}?" if near else f"; see {parser.prog} --help")
-        )
-    if text.startswith('Parser key "'):
-        key, _, reason = text.removeprefix('Parser key "').partition('":')
-        spelled = next((s for s in known if s == "--" + key.replace("_", "-")), key)
-        given = reason.rpartition("Got value:")[2] if "Got value:" in reason else reason.rpartition("Given value:")[2]
-        if given:
-            action = next(action for action in parser._actions if action.dest == key)
-            return UsageError(f"{spelled} takes {_describe(action)}, got {given.strip()!r}")
-        return UsageError(f"{spelled}: {reason.strip()}")
+    spelled = {action.dest: _spelling(action) for action in parser._actions}
+    if match := re.search(r"unrecognized arguments: (\S+)", text):
+        word = match[1].partition("=")[0]
+        kind = "unknown option" if word.startswith("-") else "unexpected argument"
+        known = [name for name in spelled.values() if name.startswith("--")]
+        return UsageError(f"{kind} {word}; {nearest(word.replace('_', '-'), known) or f'see {parser.prog} --help'}")
+    if match := re.search(r"[Kk]ey '(\S+)' is not expected|does not accept (?:option|nested key) '(\S+)'", text):
+        key = match[1] or match[2]
+        return UsageError(f"unknown key {key!r} in the config file; {nearest(key, spelled) or f'see {parser.prog} --help'}")
+    if match := re.match(r"the following arguments are required: (.+)", text):
+        return UsageError(f"{', '.join(spelled.get(key, key) for key in match[1].split(', '))} must be given")
+    if match := re.match(r'Parser key "(\w+)": (.*)', text):
+        key, reason = match.groups()
+        action = next(action for action in parser._actions if action.dest == key)
+        value = re.search(r"(?:Got value|Given value|given value): ?(.*)$", reason)
+        return UsageError(f"{_spelling(action)} takes {_describe(action)}, got {value[1]!r}" if value else f"{_spelling(action)}: {reason}")
     return UsageError(text)
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """``did you mean ...?`` with the nearest of the known words, or nothing."""
+    near = difflib.get_close_matches(word, list(known), n=3)
+    return f"did you mean {', '.join(near)}?" if near else ""
+
+
+def _spelling(action: argparse.Action) -> str:
+    return action.option_strings[-1 if isinstance(action, argparse._HelpAction) else 0] if action.option_strings else str(action.metavar or action.dest)
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:

@@ -27,7 +27,14 @@ from visionmlp.models.backbone import BackboneConfig, FusibleBackbone, Stage, dr
 from visionmlp.models.registry import Published, Variant, register_family
 from visionmlp.ops.fold import affine_of_linear, batchnorm_affine, linear_of_affine
 from visionmlp.ops.layout import from_positions_first, to_positions_first
-from visionmlp.ops.partition import gather_windows, partition, scatter_windows, unpartition
+from visionmlp.ops.partition import (
+    gather_windows,
+    interleave_gathered_windows,
+    interleave_windows,
+    partition,
+    scatter_windows,
+    unpartition,
+)
 from visionmlp.ops.share_sets import mix_channels_first, mix_positions_first
 
 
@@ -51,6 +58,9 @@ class RepMLPNetConfig(BackboneConfig):
     """Channels over hidden width in the Global Perceptron."""
     ffn_ratio: int = 4
     """Hidden width over channels in the FFN."""
+    window_order: str = "paper"
+    """Images larger than native are cut into windows: "paper" puts each back in its place, "authors" reproduces their
+    code, which exchanges windows with channel groups. Both are the same at the native size."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -66,6 +76,10 @@ class RepMLPNetConfig(BackboneConfig):
         self.require(
             self.channels % self.reduction == 0,
             f"reduction {self.reduction} does not divide {self.channels} channels",
+        )
+        self.require(
+            self.window_order in ("paper", "authors"),
+            f"window_order must be 'paper' or 'authors', got {self.window_order!r}",
         )
         self.require_multiple(self.strides[-1])
 
@@ -113,9 +127,11 @@ class RepMLPBlock(LocalMixer):
         share_sets: int,
         kernel_sizes: Sequence[int],
         reduction: int | None,
+        window_order: str = "paper",
     ) -> None:
         super().__init__()
         self.grid = window
+        self.window_order = window_order
         tokens = window[0] * window[1]
         self.global_perceptron = (
             GlobalPerceptron(nn.Linear(dim, dim // reduction), nn.Linear(dim // reduction, dim)) if reduction else None
@@ -129,7 +145,10 @@ class RepMLPBlock(LocalMixer):
         maps = partition(x, self.grid)
         mixed = mix_channels_first(maps.flatten(2), self.fc3)
         mixed = self.norm(mixed.view(-1, self.fc3.shape[0], *self.grid)).view(maps.shape)
-        y = unpartition(self.locality.add_to(mixed, maps), (x.shape[2], x.shape[3]))
+        mixed = self.locality.add_to(mixed, maps)
+        if self.window_order == "authors":
+            mixed = interleave_windows(mixed, len(maps) // len(x), self.fc3.shape[0])
+        y = unpartition(mixed, (x.shape[2], x.shape[3]))
         if self.global_perceptron is None:
             return y
         return y * self.global_perceptron(x.mean((2, 3)))[:, :, None, None]
@@ -155,6 +174,7 @@ class DeployedRepMLPBlock(nn.Module):
         scale: nn.Parameter,
         bias: nn.Parameter,
         window: tuple[int, int],
+        window_order: str,
     ) -> None:
         super().__init__()
         self.gate = gate
@@ -162,6 +182,7 @@ class DeployedRepMLPBlock(nn.Module):
         self.scale = scale
         self.bias = bias
         self.window = window
+        self.window_order = window_order
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C, H, W); H and W are multiples of the window."""
@@ -169,10 +190,15 @@ class DeployedRepMLPBlock(nn.Module):
         height, width, batch, _ = positions.shape
         windows = gather_windows(positions, self.window).contiguous()
         mixed = mix_positions_first(windows.flatten(0, 1), self.weight).view(windows.shape)
-        if self.gate is None:
+        count = windows.shape[2] // batch
+        gate = None if self.gate is None else self.gate(positions.mean((0, 1))).repeat(count, 1)
+        if count > 1 and self.window_order == "authors":
+            mixed = torch.addcmul(self.bias, mixed, self.scale)
+            mixed = interleave_gathered_windows(mixed, count, self.weight.shape[0])
+            y = windows + mixed if gate is None else torch.addcmul(windows, mixed, gate)
+        elif gate is None:
             y = (windows + self.bias).addcmul_(mixed, self.scale)
         else:
-            gate = self.gate(positions.mean((0, 1))).repeat(windows.shape[2] // batch, 1)
             y = torch.addcmul(windows, self.bias, gate).addcmul_(mixed, gate * self.scale)
         return from_positions_first(scatter_windows(y, (height, width)), "BCHW")
 
@@ -198,6 +224,7 @@ class DeployedRepMLPBlock(nn.Module):
             parameter(scale, like),
             parameter(bias.reshape(*block.grid, 1, -1), like),
             block.grid,
+            block.window_order,
         )
 
 
@@ -245,6 +272,7 @@ class RepMLPNetBlock(Block, Fusible):
                 share_sets=config.share_sets[stage],
                 kernel_sizes=config.kernel_sizes,
                 reduction=config.reduction if config.global_perceptron else None,
+                window_order=config.window_order,
             ),
             scale1=nn.Identity(),
             norm2=nn.BatchNorm2d(dim),

@@ -52,3 +52,29 @@ def scatter_windows(x: Tensor, size: tuple[int, int]) -> Tensor:
     rows, columns = height // h, width // w
     x = x.view(h, w, rows, columns, windows // (rows * columns), channels).permute(2, 0, 3, 1, 4, 5)
     return x.reshape(height, width, -1, channels)
+
+
+def interleave_windows(x: Tensor, count: int, share_sets: int) -> Tensor:
+    """The order in which RepMLPNet's authors put windows back when an image has several and channels share sets.
+
+    Their code lays (window, channel group) out in memory and reads it as (channel group, window), so that window and
+    channel group change places; with one window or ``share_sets == C`` nothing moves.
+
+    Args:
+        x: windows (B * count, C, h, w), row-major within an image.
+        count: windows of one image.
+        share_sets: sets S; a channel group has S channels.
+    """
+    windows, channels, h, w = x.shape
+    groups = channels // share_sets
+    read = x.reshape(windows // count, groups, count, share_sets, h, w)
+    return read.transpose(1, 2).reshape(windows, channels, h, w)
+
+
+def interleave_gathered_windows(x: Tensor, count: int, share_sets: int) -> Tensor:
+    """`interleave_windows` for windows of `gather_windows`, (h, w, count * B, C)."""
+    h, w, windows, channels = x.shape
+    batch, groups = windows // count, channels // share_sets
+    laid_out = x.view(h, w, count, batch, groups, share_sets).transpose(2, 3)
+    read = laid_out.reshape(h, w, batch, groups, count, share_sets)
+    return read.permute(0, 1, 4, 2, 3, 5).reshape(h, w, windows, channels)

@@ -1,0 +1,244 @@
+"""Batches for training and evaluation.
+
+Nothing here has a state to save: the order of an epoch is a function of (seed, epoch), the augmentation of a sample a
+function of (seed, epoch, position). To resume an epoch in its middle is to skip batches, with any number of workers.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from PIL.Image import Image
+from timm.data.distributed_sampler import RepeatAugSampler
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from visionmlp.data.policy import BadImage, BadImageLog
+from visionmlp.data.seeding import derive_seed, seeded
+from visionmlp.data.sources import ImageSource
+from visionmlp.data.transforms import Transform
+from visionmlp.errors import DataError
+
+
+class Batch(NamedTuple):
+    """Images (B, C, H, W) and class numbers (B,), with the images met on the way that cannot be read."""
+
+    images: Tensor
+    labels: Tensor
+    bad: tuple[BadImage, ...] = ()
+
+
+class _Key(NamedTuple):
+    """All that a sample depends on."""
+
+    epoch: int
+    position: int
+    index: int
+
+
+class _Sample(NamedTuple):
+    image: Tensor | None
+    label: int
+    bad: tuple[BadImage, ...]
+
+
+class _TrainingSamples(Dataset[_Sample]):
+    """A bad image is replaced by the next good one in the source's order."""
+
+    def __init__(self, source: ImageSource, transform: Transform, *, mode: str, seed: int, stop: bool) -> None:
+        self.source, self.transform, self.mode, self.seed, self.stop = source, transform, mode, seed, stop
+
+    def __getitem__(self, key: _Key) -> _Sample:
+        bad: list[BadImage] = []
+        for offset in range(len(self.source)):
+            index = (key.index + offset) % len(self.source)
+            image = _read(self.source, index, self.mode)
+            if not isinstance(image, BadImage):
+                with seeded(self.seed, key.epoch, key.position):
+                    return _Sample(self.transform(image), self.source.label(index), tuple(bad))
+            bad.append(image)
+            if self.stop:
+                break
+        return _Sample(None, -1, tuple(bad))
+
+
+class _EvaluationSamples(Dataset[_Sample]):
+    """A bad image is left out."""
+
+    def __init__(self, source: ImageSource, transform: Transform, *, mode: str) -> None:
+        self.source, self.transform, self.mode = source, transform, mode
+
+    def __getitem__(self, index: int) -> _Sample:
+        image = _read(self.source, index, self.mode)
+        if isinstance(image, BadImage):
+            return _Sample(None, -1, (image,))
+        return _Sample(self.transform(image), self.source.label(index), ())
+
+
+class EpochOrder(Sampler[list[_Key]]):
+    """Batches of one rank: of a permutation drawn from (seed, epoch), rank r takes every position = r mod ranks.
+
+    The last, incomplete batch is dropped. Position p of the epoch is the same image for any number of ranks.
+
+    Args:
+        size: images in the source.
+        batch_size: images of one batch on one rank.
+        seed: of the run.
+        rank: of this process.
+        ranks: processes.
+        repeats: augmented views of each image within an epoch, as timm's RepeatAugSampler makes them; an epoch keeps
+            its length, so it sees a part of the images only.
+    """
+
+    def __init__(
+        self, size: int, batch_size: int, *, seed: int, rank: int = 0, ranks: int = 1, repeats: int = 1
+    ) -> None:
+        self.batch_size, self.seed, self.rank, self.ranks = batch_size, seed, rank, ranks
+        self.size = size
+        # an epoch is as long as without repeats, not rounded to a multiple of 256 as DeiT's was
+        self.repeated = (
+            RepeatAugSampler(range(size), ranks, rank, num_repeats=repeats, selected_round=0) if repeats > 1 else None
+        )
+        self.epoch, self.skip = 0, 0
+        if batch_size * ranks > size:
+            raise DataError(f"a batch of {batch_size * ranks} images is larger than the dataset of {size}")
+
+    def __len__(self) -> int:
+        return self.size // self.ranks // self.batch_size
+
+    def __iter__(self) -> Iterator[list[_Key]]:
+        seed = derive_seed(self.seed, self.epoch)
+        if self.repeated is None:
+            order = torch.randperm(self.size, generator=torch.Generator().manual_seed(seed))
+            indices: Sequence[int] = order[self.rank :: self.ranks].tolist()
+        else:
+            self.repeated.set_epoch(seed)
+            indices = list(self.repeated)
+        for batch in range(self.skip, len(self)):
+            turns = range(batch * self.batch_size, (batch + 1) * self.batch_size)
+            yield [_Key(self.epoch, turn * self.ranks + self.rank, indices[turn]) for turn in turns]
+
+
+class TrainingBatches:
+    """Augmented batches of one rank, epoch by epoch.
+
+    Args:
+        source: images.
+        transform: from `Augmentation.transform`.
+        order: which images, when.
+        mode: Pillow's mode that images are converted to.
+        bad_images: the policy.
+        num_workers: processes that load; 0 loads in this one.
+        pin_memory: for copies to a GPU.
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        transform: Transform,
+        order: EpochOrder,
+        *,
+        mode: str,
+        bad_images: BadImageLog,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+    ) -> None:
+        self.order, self.bad_images = order, bad_images
+        samples = _TrainingSamples(source, transform, mode=mode, seed=order.seed, stop=bad_images.policy == "stop")
+        self.loader = _loader(samples, order, num_workers, pin_memory)
+
+    def __len__(self) -> int:
+        """Batches of an epoch."""
+        return len(self.order)
+
+    def epoch(self, epoch: int, skip: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch behind the first ``skip``.
+
+        Raises:
+            DataError: for a bad image if the policy is to stop, or if no image is good.
+        """
+        self.order.epoch, self.order.skip = epoch, skip
+        for batch in _checked(self.loader, self.bad_images):
+            if len(batch.labels) < self.order.batch_size:
+                raise DataError("no image of the training data can be read")
+            yield batch
+
+
+class EvaluationBatches:
+    """All images of a source in order, each once; rank r takes every image = r mod ranks.
+
+    Arguments are those of `TrainingBatches`.
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        transform: Transform,
+        *,
+        batch_size: int,
+        mode: str,
+        bad_images: BadImageLog,
+        rank: int = 0,
+        ranks: int = 1,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+    ) -> None:
+        self.bad_images = bad_images
+        indices = list(range(rank, len(source), ranks))
+        batches = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
+        self.loader = _loader(_EvaluationSamples(source, transform, mode=mode), batches, num_workers, pin_memory)
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return (batch for batch in _checked(self.loader, self.bad_images) if len(batch.labels))
+
+
+def _read(source: ImageSource, index: int, mode: str) -> Image | BadImage:
+    try:
+        return source.read(index).convert(mode)
+    except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, ... on broken files
+        return BadImage(source.name(index), " ".join(str(error).split()) or type(error).__name__)
+
+
+def _collate(samples: list[_Sample]) -> Batch:
+    good = [(sample.image, sample.label) for sample in samples if sample.image is not None]
+    images = torch.stack([image for image, _ in good]) if good else torch.empty(0)
+    return Batch(images, torch.tensor([label for _, label in good]), tuple(b for sample in samples for b in sample.bad))
+
+
+def _loader(samples: Dataset[_Sample], batches: Any, num_workers: int, pin_memory: bool) -> DataLoader[Any]:
+    return DataLoader(
+        samples,
+        batch_sampler=batches,
+        num_workers=num_workers,
+        collate_fn=_collate,
+        pin_memory=pin_memory,
+        persistent_workers=num_workers > 0,
+        generator=torch.Generator(),  # workers' base seed; without it a draw from the global generator
+    )
+
+
+def _checked(loader: DataLoader[Any], bad_images: BadImageLog) -> Iterator[Batch]:
+    """Report bad images in the main process, and a worker's failure as one line."""
+    with contextlib.closing(_one_line_failures(loader)) as batches:
+        for batch in batches:
+            bad_images.report(batch.bad)
+            yield batch
+
+
+def _one_line_failures(loader: DataLoader[Any]) -> Any:
+    iterator = iter(loader)
+    while True:
+        try:
+            batch = next(iterator)
+        except StopIteration:
+            return
+        except Exception as error:
+            if loader.num_workers == 0:
+                raise
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            raise DataError(f"a data worker failed: {lines[-1]}; num_workers 0 shows where") from error
+        yield batch

@@ -1,0 +1,54 @@
+"""What happens when an image cannot be read."""
+
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from visionmlp.errors import DataError
+
+OnBadImage = Literal["stop", "skip"]
+
+
+class BadImage(NamedTuple):
+    """An image that cannot be decoded. Workers return it; only the main process raises."""
+
+    name: str
+    reason: str
+
+
+class BadImageLog:
+    """Applies the policy, and names each bad image once: as a warning and in a file.
+
+    Args:
+        policy: ``"stop"`` raises at the first bad image, ``"skip"`` goes on.
+        path: ``bad_images.txt`` of a run; images that it lists already are not named again.
+    """
+
+    def __init__(self, policy: OnBadImage, path: Path | None = None) -> None:
+        self.policy = policy
+        self.path = path
+        self.names: set[str] = set()
+
+    def report(self, images: Iterable[BadImage]) -> None:
+        """Take note of bad images.
+
+        Raises:
+            DataError: naming the first of them, if the policy is to stop.
+        """
+        for image in images:
+            if self.policy == "stop":
+                raise DataError(
+                    f"cannot read image {image.name} ({image.reason}); repair or remove it, or set on_bad_image to skip"
+                )
+            if image.name in self.names:
+                continue
+            self.names.add(image.name)
+            line = f"{image.name}\t{image.reason}\n"
+            if self.path is not None:
+                # read again each time, as other ranks and earlier sessions write here too
+                if self.path.exists() and line in self.path.read_text(encoding="utf-8").splitlines(keepends=True):
+                    continue
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write(line)
+            warnings.warn(f"skipped image {image.name}: {image.reason}", stacklevel=2)

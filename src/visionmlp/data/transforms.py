@@ -1,0 +1,95 @@
+"""From decoded images to normalised tensors, by timm's transforms."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal
+
+from PIL import Image
+from timm.data import create_transform
+from timm.data.transforms import str_to_interp_mode
+from torch import Tensor
+from torchvision import transforms
+
+Transform = Callable[[Image.Image], Tensor]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """What evaluation does to an image; the arguments of ``timm.data.create_transform``, saved with the weights."""
+
+    input_size: tuple[int, int, int]
+    """Channels, height, width."""
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str = "bicubic"
+    crop_pct: float = 1.0
+    """Side of the central crop over the side that the image is resized to."""
+
+    def transform(self) -> Transform:
+        """Resize, central crop, normalise: image to (C, H, W)."""
+        return create_transform(**dataclasses.asdict(self))  # type: ignore[return-value]
+
+    @property
+    def mode(self) -> Literal["L", "RGB"]:
+        """Pillow's name of the channels."""
+        return "L" if self.input_size[0] == 1 else "RGB"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """What training does to an image beside normalising it."""
+
+    crop: Literal["resized", "pad", "center"] = "resized"
+    """A random area resized to the input, a shift within a black border, or the same crop as in evaluation."""
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    """Least and largest area of a ``resized`` crop, over the image's."""
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Least and largest aspect ratio of a ``resized`` crop."""
+    crop_padding: int = 4
+    """Border in pixels for a ``pad`` crop."""
+    hflip: float = 0.5
+    """Probability of a left-right flip."""
+    rotation: float = 0.0
+    """Largest rotation either way, in degrees."""
+    color_jitter: float = 0.0
+    """Strength of random brightness, contrast and saturation."""
+    auto_augment: str | None = None
+    """Policy in timm's notation, such as ``rand-m9-mstd0.5-inc1``."""
+    erasing: float = 0.0
+    """Probability that a rectangle is erased."""
+    erasing_mode: Literal["const", "rand", "pixel"] = "pixel"
+    """Fill of an erased rectangle: zeros, one random colour, or noise."""
+
+    def transform(self, preprocessing: Preprocessing) -> Transform:
+        """Image to (C, H, W). Draws from the global generators; see `visionmlp.data.seeding.seeded`."""
+        stages: Any = create_transform(
+            input_size=preprocessing.input_size,
+            is_training=True,
+            separate=True,
+            scale=self.crop_scale,
+            ratio=self.crop_ratio,
+            hflip=self.hflip,
+            color_jitter=self.color_jitter or None,  # type: ignore[arg-type]
+            auto_augment=self.auto_augment,
+            interpolation=preprocessing.interpolation,
+            mean=preprocessing.mean,
+            std=preprocessing.std,
+            re_prob=self.erasing,
+            re_mode=self.erasing_mode,
+        )
+        crop, colour, normalise = stages
+        size = preprocessing.input_size[1:]
+        interpolation: Any = str_to_interp_mode(preprocessing.interpolation)
+        steps = [crop]
+        if self.crop != "resized":
+            # evaluation's transform without its two last steps, to tensor and normalise
+            steps = preprocessing.transform().transforms[:-2]  # type: ignore[attr-defined]
+            if self.crop == "pad":
+                steps = [
+                    transforms.Resize(size, interpolation),
+                    transforms.RandomCrop(size, padding=self.crop_padding),
+                ]
+            steps = [*steps, transforms.RandomHorizontalFlip(self.hflip)]
+        if self.rotation:
+            steps.append(transforms.RandomRotation(self.rotation, transforms.InterpolationMode.BILINEAR))
+        return transforms.Compose([*steps, colour, normalise])
