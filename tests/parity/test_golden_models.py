@@ -35,7 +35,12 @@ RUNS = {
 }
 CASES = [
     pytest.param(
-        file, prefix, dtype, bound, id=f"{file}-{prefix or 'plain_'}{str(dtype)[-7:]}", marks=pytest.mark.xdist_group(file)
+        file,
+        prefix,
+        dtype,
+        bound,
+        id=f"{file}-{prefix or 'plain_'}{str(dtype)[-7:]}",
+        marks=pytest.mark.xdist_group(file),
     )
     for file in MODELS
     for prefix, dtype, bound in RUNS[file.split("/")[0]]

@@ -78,7 +78,7 @@ def evaluate(options: EvalOptions) -> int:
     """Print a model's scores on a dataset."""
     from visionmlp.cli.evaluation import evaluate_model, scores_table
 
-    model, info = _load(options)
+    model, info = _load_trained(options)
     scores = evaluate_model(model, info, options)
     if options.json:
         _print_json(scores)
@@ -91,7 +91,7 @@ def predict(options: PredictOptions) -> int:
     """Print the classes of images; images that cannot be read are named on standard error."""
     from visionmlp.tools.predict import predict, predictions_table
 
-    model, info = _load(options)
+    model, info = _load_trained(options)
     predictions = list(
         predict(
             model,
@@ -212,7 +212,10 @@ COMMANDS = {
         evaluate,
         summary="top-1, top-5 and loss on a dataset",
         description="Measure a model's accuracy on a dataset.",
-        examples=["eval runs/digits", "eval resmlp_s12 --checkpoint resmlp_12.pth --data imagenet/val --split validation"],
+        examples=[
+            "eval runs/digits",
+            "eval resmlp_s12 --checkpoint resmlp_12.pth --data imagenet/val --split validation",
+        ],
     ),
     "predict": _command(
         PredictOptions,
@@ -220,8 +223,8 @@ COMMANDS = {
         summary="classes of images",
         description=(
             "Print the most probable classes of images.\n"
-            "An image that cannot be read is named on standard error, the others are still predicted, and the exit code "
-            "is 2."
+            "An image that cannot be read is named on standard error, the others are still "
+            "predicted, and the exit code is 2."
         ),
         examples=["predict runs/digits image.png folder/", "predict model.safetensors - --json < image.jpg"],
     ),
@@ -231,10 +234,13 @@ COMMANDS = {
         summary="re-parameterise a trained model, with a certificate",
         description=(
             "Write the deploy form of a model: its branches and norms folded into plain matrix products.\n"
-            "The file is written only if both forms agree on random images: to 1e-10 of the largest output in float64,\n"
+            "It is written only if both forms agree on random images: to 1e-10 of the largest output in float64,\n"
             "with the real weights and with random weights and norm statistics, and to 1e-5 in float32."
         ),
-        examples=["deploy runs/digits", "deploy repmlpnet_t224 --checkpoint RepMLPNet-T224.pth --output t224.safetensors"],
+        examples=[
+            "deploy runs/digits",
+            "deploy repmlpnet_t224 --checkpoint RepMLPNet-T224.pth --output t224.safetensors",
+        ],
     ),
     "export": _command(
         ExportOptions,
@@ -252,13 +258,13 @@ COMMANDS = {
         bench,
         summary="speed, GEMM efficiency and memory",
         description=(
-            "Measure models in inference mode. All contenders take turns, so a machine whose speed drifts treats all alike;\n"
-            "latencies are medians after a warm-up.\n"
-            "  GEMM efficiency  2 x MACs x images/s over the GEMM rate. MACs are those of the form that is measured, matrix\n"
-            "                   products and convolutions. The GEMM rate is the best of square matrix products of side 1024,\n"
-            "                   2048 and 4096, in the same dtype, measured in turns with the models.\n"
-            "  peak MiB         weights, images and the largest sum of tensors alive in one call, as PyTorch's allocator\n"
-            "                   sees them; scratch memory inside matrix libraries and the interpreter are not in it."
+            "Measure models in inference mode. All contenders take turns, so a machine whose speed drifts treats them\n"
+            "alike; latencies are medians after a warm-up.\n"
+            "  GEMM efficiency  2 x MACs x images/s over the GEMM rate. MACs are those of the form that is measured,\n"
+            "                   matrix products and convolutions. The GEMM rate is the best of square matrix products\n"
+            "                   of side 1024, 2048 and 4096 in the same dtype, measured in turns with the models.\n"
+            "  peak MiB         weights, images and the largest sum of tensors alive in one call, as PyTorch's\n"
+            "                   allocator sees them; scratch memory inside matrix libraries is not in it."
         ),
         examples=[
             "bench repmlpnet_t224 resmlp_s24 mlpmixer_b16 --batch-size 1 8",
@@ -277,9 +283,18 @@ COMMANDS = {
 
 
 def _load(options: ModelOptions) -> "tuple[Backbone, CheckpointInfo]":
+    """The model that the options name."""
     from visionmlp.models.checkpoint import load_model
 
     return load_model(options.model, checkpoint=options.checkpoint)
+
+
+def _load_trained(options: ModelOptions) -> "tuple[Backbone, CheckpointInfo]":
+    """The same, for commands whose result means nothing without training: fresh weights are pointed out."""
+    model, info = _load(options)
+    if options.checkpoint is None and options.model == info.model:
+        _note(f"note: {info.model} has fresh weights; give a run folder, a checkpoint file or --checkpoint")
+    return model, info
 
 
 def _deploy_output(options: DeployOptions) -> Path:

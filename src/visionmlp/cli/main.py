@@ -3,22 +3,21 @@
 import os
 import sys
 import warnings
-from collections.abc import Sequence
-
 from argparse import ArgumentError
+from collections.abc import Sequence
 
 from jsonargparse import ArgumentParser, Namespace
 
 from visionmlp.cli.commands import COMMANDS
-from visionmlp.cli.parser import UsageError, build_parser, usage_error
+from visionmlp.cli.parser import UsageError, build_parser, config_first, nearest, usage_error
 from visionmlp.errors import VisionMLPError
 
 DESCRIPTION = """Vision MLPs: RepMLPNet, ResMLP, MLP-Mixer. Train them, re-parameterise them, measure and ship them.
 
 A model is given as a name ("visionmlp models" lists them), a run folder of "visionmlp train", or a checkpoint file."""
 
-EPILOG = """"visionmlp COMMAND --help" explains a command, with examples. A failure is one line on standard error and exit
-code 2; --debug shows its traceback."""
+EPILOG = """"visionmlp COMMAND --help" explains a command, with examples; "visionmlp demo" shows the whole story.
+A failure is one line on standard error and exit code 2; --debug shows its traceback."""
 
 FAILED = 2
 INTERRUPTED = 130
@@ -39,7 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = [word for word in words if word != "--debug"]
     with warnings.catch_warnings():
         if not debug:
+            # of libraries; our own tell the user something
             warnings.simplefilter("ignore")
+            warnings.filterwarnings("always", module=r"visionmlp\.")
+            warnings.showwarning = show_warning
         try:
             code = run(words)
             sys.stdout.flush()
@@ -62,8 +64,11 @@ def run(words: Sequence[str]) -> int:
         command = COMMANDS[words[0]]
         parser = build_parser(f"visionmlp {words[0]}", description=command.description, epilog=command.epilog)
         command.add_options(parser, words[1:])
-        namespace = parse(parser, words[1:])
+        namespace = parse(parser, config_first(words[1:]))
         return 0 if namespace is None else command.run(namespace)
+    if words and not words[0].startswith("-"):
+        hint = nearest(words[0], COMMANDS) or f"there are {', '.join(COMMANDS)}"
+        raise UsageError(f"unknown command {words[0]!r}; {hint}")
     parser = build_parser("visionmlp", description=DESCRIPTION, epilog=EPILOG)
     parser.add_argument("--version", action="store_true", help="print the version")
     commands = parser.add_subcommands(required=False, dest="command", title="commands", description=None)
@@ -96,6 +101,11 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, OSError) and not isinstance(error, VisionMLPError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return " ".join(str(error).split())
+
+
+def show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    """One line, without the place in the code."""
+    sys.stderr.write(f"warning: {' '.join(str(message).split())}\n")
 
 
 def fail(line: str, code: int) -> int:

@@ -3,6 +3,8 @@
 ``train`` takes `visionmlp.recipes.classify.ClassifyConfig` as it is, so its options are written there.
 """
 
+# ruff: noqa: RUF009 (`option` returns a dataclass field)
+
 import dataclasses
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +12,9 @@ from typing import Any, Literal
 MODEL_HELP = "model name, run folder or checkpoint file (.safetensors)"
 
 
-def option(help: str, default: Any = dataclasses.MISSING, *, metavar: str | None = None, positional: bool = False) -> Any:
+def option(
+    help: str, default: Any = dataclasses.MISSING, *, metavar: str | None = None, positional: bool = False
+) -> Any:
     """A dataclass field that is a command-line option.
 
     Args:
@@ -27,7 +31,7 @@ def option(help: str, default: Any = dataclasses.MISSING, *, metavar: str | None
 class ModelOptions:
     """Which model, and with which weights."""
 
-    model: str = option(MODEL_HELP, positional=True)
+    model: str = option(MODEL_HELP, metavar="MODEL", positional=True)
     checkpoint: Path | None = option(
         "the authors' published weights (.pth, .npz) for a model name", None, metavar="FILE"
     )
@@ -52,10 +56,12 @@ class EvalOptions(ModelOptions):
         None,
     )
     data_root: Path | None = option("where a named dataset lies or is downloaded to", None, metavar="FOLDER")
-    split: str = option("part of the dataset", "validation", metavar="NAME")
+    split: Literal["validation", "train", "test"] = option("part of the dataset", "validation")
     batch_size: int = option("images per step", 64)
     num_workers: int = option("processes that load images", 0)
-    on_bad_image: Literal["skip", "stop"] = option("an image that cannot be read is named, then skipped or fatal", "stop")
+    on_bad_image: Literal["skip", "stop"] = option(
+        "an image that cannot be read is named, then skipped or fatal", "stop"
+    )
     device: str = option("cpu, cuda, cuda:1, ...", "cpu", metavar="NAME")
     json: bool = option("JSON instead of a table", False)
 
@@ -95,7 +101,9 @@ class ExportOptions(ModelOptions):
     """Options of ``export``."""
 
     output: Path = option("file to write", metavar="FILE.onnx")
-    form: Literal["deploy", "training"] = option("the re-parameterised form, or the one with all its branches", "deploy")
+    form: Literal["deploy", "training"] = option(
+        "the re-parameterised form, or the one with all its branches", "deploy"
+    )
     batch: str = option("'dynamic', or the one batch size that the graph takes", "dynamic", metavar="dynamic|N")
     opset: int | None = option("ONNX operator set; default: PyTorch's choice", None)
     force: bool = option("overwrite the output if it exists", False)

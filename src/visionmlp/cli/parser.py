@@ -6,7 +6,7 @@ import difflib
 import re
 import types
 import typing
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +30,18 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
         if usage is None and not any(isinstance(action, argparse._SubParsersAction) for action in actions):
             positionals = [action for action in actions if not action.option_strings]
             required = [action for action in actions if action.option_strings and action.required]
-            words = [self._format_args(action, self._get_default_metavar_for_positional(action)) for action in positionals]
+            words = [
+                self._format_args(action, self._get_default_metavar_for_positional(action)) for action in positionals
+            ]
             words += [f"{action.option_strings[0]} {action.metavar}" for action in required]
             usage = " ".join([self._prog, *words, "[options]"])
         return super()._format_usage(usage, actions, groups, prefix)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        """A switch that is off shows only how to turn it on."""
+        if isinstance(action, ActionYesNo) and not action.default:
+            return action.option_strings[0]
+        return super()._format_action_invocation(action)
 
 
 def build_parser(prog: str, *, description: str, epilog: str | None = None) -> ArgumentParser:
@@ -58,17 +66,23 @@ def add_fields(
 ) -> None:
     """One option for each field of a dataclass: ``batch_size`` becomes ``--batch-size``.
 
-    Booleans are switches (``--ema``, ``--no-ema``); ``tuple[int, ...]`` takes several values; everything else is
+    Booleans are switches (``--ema``, ``--no-ema``); tuples take several values; everything else is
     parsed by jsonargparse from its type.
 
     Args:
         parser: receives the options.
-        options: a dataclass whose fields carry ``metadata["help"]``, and optionally ``metavar`` and ``positional``.
+        options: a dataclass whose fields carry ``metadata["help"]``, and optionally ``metavar``, ``positional`` and
+            ``group``, the heading in the help.
         defaults: values that replace the fields' own defaults.
         positional: fields that are given without ``--``, beside those that say so themselves.
     """
     hints = typing.get_type_hints(options)
+    groups: dict[str, Any] = {}
     for field in dataclasses.fields(options):
+        title = field.metadata.get("group")
+        if title is not None and title not in groups:
+            groups[title] = parser.add_argument_group(title)
+        target = parser if title is None else groups[title]
         hint, metadata = hints[field.name], field.metadata
         bare = field.name in positional or metadata.get("positional", False)
         default = (defaults or {}).get(field.name, _default(field))
@@ -79,21 +93,22 @@ def add_fields(
             settings["help"] += _default_text(default).replace("%", "%%")
         name = field.name if bare else "--" + field.name.replace("_", "-")
         if hint is bool:
-            parser.add_argument(name, action=ActionYesNo(no_prefix="no-"), **settings)
+            target.add_argument(name, action=ActionYesNo(no_prefix="no-"), **settings)
             continue
-        item = _item_type(hint)
-        settings["type"] = item or hint
-        settings["metavar"] = metadata.get("metavar") or _metavar(item or hint)
-        if item:
-            settings["nargs"] = "+" if required else "*"
-            settings["default"] = list(settings.get("default", ()))
+        item, count = _items(hint)
+        settings["type"] = item
+        settings["metavar"] = metadata.get("metavar") or (field.name.upper() if bare else _metavar(item))
+        if count is not None:
+            settings["nargs"] = "+" if required else count
+            if default is not None:
+                settings["default"] = [] if required else list(default)
         elif bare and not required:
             settings["nargs"] = "?"
         if not bare:
             settings["required"] = required
-        elif required and item:
+        elif required and count is not None:
             del settings["default"]
-        parser.add_argument(name, **settings)
+        target.add_argument(name, **settings)
 
 
 def options_from(namespace: Namespace, options: type) -> Any:
@@ -102,7 +117,9 @@ def options_from(namespace: Namespace, options: type) -> Any:
     values = {}
     for field in dataclasses.fields(options):
         value = namespace[field.name]
-        values[field.name] = tuple(value) if _item_type(hints[field.name]) and value is not None else value
+        values[field.name] = (
+            tuple(value) if isinstance(value, list) and _items(hints[field.name])[1] is not None else value
+        )
     return options(**values)
 
 
@@ -115,17 +132,34 @@ def usage_error(error: Exception, parser: ArgumentParser) -> UsageError:
         kind = "unknown option" if word.startswith("-") else "unexpected argument"
         known = [name for name in spelled.values() if name.startswith("--")]
         return UsageError(f"{kind} {word}; {nearest(word.replace('_', '-'), known) or f'see {parser.prog} --help'}")
-    if match := re.search(r"[Kk]ey '(\S+)' is not expected|does not accept (?:option|nested key) '(\S+)'", text):
-        key = match[1] or match[2]
-        return UsageError(f"unknown key {key!r} in the config file; {nearest(key, spelled) or f'see {parser.prog} --help'}")
+    if match := re.search(r"Option '(\S+)' is not accepted", text):
+        key = match[1]
+        return UsageError(
+            f"unknown key {key!r} in the config file; {nearest(key, spelled) or f'see {parser.prog} --help'}"
+        )
     if match := re.match(r"the following arguments are required: (.+)", text):
         return UsageError(f"{', '.join(spelled.get(key, key) for key in match[1].split(', '))} must be given")
-    if match := re.match(r'Parser key "(\w+)": (.*)', text):
+    if match := re.match(r'Parser key "(\w+)"(?: element \d+)?: (.*)', text):
         key, reason = match.groups()
         action = next(action for action in parser._actions if action.dest == key)
         value = re.search(r"(?:Got value|Given value|given value): ?(.*)$", reason)
-        return UsageError(f"{_spelling(action)} takes {_describe(action)}, got {value[1]!r}" if value else f"{_spelling(action)}: {reason}")
-    return UsageError(text)
+        return UsageError(
+            f"{_spelling(action)} takes {_describe(action)}, got {value[1]!r}"
+            if value
+            else f"{_spelling(action)}: {reason}"
+        )
+    return UsageError(text.removeprefix("argument "))
+
+
+def config_first(words: Sequence[str]) -> list[str]:
+    """The words with ``--config FILE`` moved to the front: of two settings the later wins, and that is the explicit one."""
+    front, rest = [], list(words)
+    for index in reversed(range(len(words))):
+        if words[index].startswith("--config="):
+            front = [rest.pop(index), *front]
+        elif words[index] == "--config" and index + 1 < len(words):
+            front = [rest.pop(index), rest.pop(index), *front]
+    return front + rest
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -135,7 +169,11 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def _spelling(action: argparse.Action) -> str:
-    return action.option_strings[-1 if isinstance(action, argparse._HelpAction) else 0] if action.option_strings else str(action.metavar or action.dest)
+    return (
+        action.option_strings[-1 if isinstance(action, argparse._HelpAction) else 0]
+        if action.option_strings
+        else str(action.metavar or action.dest)
+    )
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:
@@ -151,10 +189,13 @@ def _default_text(default: Any) -> str:
     return f" (default: {' '.join(map(str, default)) if isinstance(default, tuple | list) else default})"
 
 
-def _item_type(hint: Any) -> Any:
-    """``X`` of ``tuple[X, ...]``, else None."""
-    arguments = typing.get_args(hint)
-    return arguments[0] if typing.get_origin(hint) is tuple and arguments[1:] == (...,) else None
+def _items(hint: Any) -> tuple[Any, int | str | None]:
+    """Type and number of a tuple's values: ``X, "*"`` of ``tuple[X, ...]``, ``X, 2`` of ``tuple[X, X]``; else None."""
+    (member, *others) = _members(hint)
+    parts = typing.get_args(member)
+    if others or typing.get_origin(member) is not tuple:
+        return hint, None
+    return parts[0], "*" if parts[1:] == (...,) else len(parts)
 
 
 def _members(hint: Any) -> list[Any]:
@@ -170,8 +211,6 @@ def _metavar(hint: Any) -> str:
 def _metavar_of_member(hint: Any) -> str:
     if typing.get_origin(hint) is typing.Literal:
         return "|".join(map(str, typing.get_args(hint)))
-    if typing.get_origin(hint) is tuple:
-        return "[" + ",".join(_metavar(part) for part in typing.get_args(hint)) + "]"
     return _METAVARS.get(hint, "JSON")
 
 

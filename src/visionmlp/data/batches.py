@@ -4,7 +4,7 @@ Nothing here has a state to save: the order of an epoch is a function of (seed, 
 function of (seed, epoch, position). To resume an epoch in its middle is to skip batches, with any number of workers.
 """
 
-import contextlib
+import signal
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -34,7 +34,7 @@ class _Key(NamedTuple):
 
     epoch: int
     position: int
-    index: int
+    image: int
 
 
 class _Sample(NamedTuple):
@@ -52,7 +52,7 @@ class _TrainingSamples(Dataset[_Sample]):
     def __getitem__(self, key: _Key) -> _Sample:
         bad: list[BadImage] = []
         for offset in range(len(self.source)):
-            index = (key.index + offset) % len(self.source)
+            index = (key.image + offset) % len(self.source)
             image = _read(self.source, index, self.mode)
             if not isinstance(image, BadImage):
                 with seeded(self.seed, key.epoch, key.position):
@@ -217,19 +217,19 @@ def _loader(samples: Dataset[_Sample], batches: Any, num_workers: int, pin_memor
         collate_fn=_collate,
         pin_memory=pin_memory,
         persistent_workers=num_workers > 0,
+        worker_init_fn=_leave_signals_to_main,
         generator=torch.Generator(),  # workers' base seed; without it a draw from the global generator
     )
 
 
+def _leave_signals_to_main(_worker: int) -> None:
+    # Ctrl-C reaches the whole process group; the main process still needs its batches to stop in good order
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def _checked(loader: DataLoader[Any], bad_images: BadImageLog) -> Iterator[Batch]:
     """Report bad images in the main process, and a worker's failure as one line."""
-    with contextlib.closing(_one_line_failures(loader)) as batches:
-        for batch in batches:
-            bad_images.report(batch.bad)
-            yield batch
-
-
-def _one_line_failures(loader: DataLoader[Any]) -> Any:
     iterator = iter(loader)
     while True:
         try:
@@ -241,4 +241,5 @@ def _one_line_failures(loader: DataLoader[Any]) -> Any:
                 raise
             lines = str(error).strip().splitlines() or [type(error).__name__]
             raise DataError(f"a data worker failed: {lines[-1]}; num_workers 0 shows where") from error
+        bad_images.report(batch.bad)
         yield batch

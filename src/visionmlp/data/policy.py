@@ -44,11 +44,14 @@ class BadImageLog:
             if image.name in self.names:
                 continue
             self.names.add(image.name)
-            line = f"{image.name}\t{image.reason}\n"
             if self.path is not None:
                 # read again each time, as other ranks and earlier sessions write here too
-                if self.path.exists() and line in self.path.read_text(encoding="utf-8").splitlines(keepends=True):
+                if self.path.exists() and image.name in _names(self.path):
                     continue
                 with self.path.open("a", encoding="utf-8") as file:
-                    file.write(line)
+                    file.write(f"{image.name}\t{image.reason}\n")
             warnings.warn(f"skipped image {image.name}: {image.reason}", stacklevel=2)
+
+
+def _names(path: Path) -> list[str]:
+    return [line.partition("\t")[0] for line in path.read_text(encoding="utf-8").splitlines()]

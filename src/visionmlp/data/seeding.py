@@ -20,9 +20,9 @@ def seeded(*parts: int) -> Iterator[None]:
     timm's transforms draw from all three.
     """
     seed = derive_seed(*parts)
-    python, numpy, pytorch = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
+    python, numpy, pytorch = random.getstate(), np.random.get_state(), torch.default_generator.get_state()  # noqa: NPY002
     random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002 (the generator that the transforms use)
+    np.random.seed(seed)  # noqa: NPY002 (the transforms use this one)
     torch.default_generator.manual_seed(seed)
     try:
         yield

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 from timm.data import create_dataset
 
-from visionmlp.errors import DataError, VisionMLPError, require
+from visionmlp.errors import DataError, require
 
 TRAIN_NAMES = ("train", "training")
 EVALUATION_NAMES = ("val", "valid", "validation", "test")
@@ -47,9 +47,10 @@ class FolderSource:
 
     def __init__(self, folder: Path) -> None:
         try:
-            reader = create_dataset("", root=str(folder), search_split=False).reader
+            dataset: Any = create_dataset("", root=str(folder), search_split=False)
         except RuntimeError as error:
             raise DataError(f"no images in {folder}; it must hold one sub-folder of images for each class") from error
+        reader = dataset.reader
         self.folder = folder
         self.class_names: list[str] = list(reader.class_to_idx)
         self.samples: list[tuple[str, int]] = reader.samples
@@ -96,9 +97,9 @@ class FolderSource:
 
 
 class DigitsSource:
-    """The 1797 handwritten digits of scikit-learn, 8x8 grey, with a fixed stratified split: 1437 to train, 360 held out.
+    """The 1797 handwritten digits of scikit-learn, 8x8 grey: 1437 to train, 360 held out, stratified.
 
-    The split is ``train_test_split(test_size=0.2, stratify=labels, random_state=0)``.
+    The split is fixed: ``train_test_split(test_size=0.2, stratify=labels, random_state=0)``.
     """
 
     def __init__(self, split: str) -> None:
@@ -166,20 +167,21 @@ class HuggingFaceSource:
 
     def __init__(self, data: str, root: Path | None, split: str, download: bool) -> None:
         require("datasets", extra="hfds")
-        names = TRAIN_NAMES if split in TRAIN_NAMES else dict.fromkeys([split, *EVALUATION_NAMES])
-        for name in names:
+        dataset: Any = None
+        for name in _split_names(split):
             try:
                 with contextlib.nullcontext() if download else _offline():
-                    self.reader: Any = create_dataset(data, root=root and str(root), split=name).reader
+                    dataset = create_dataset(data, root=str(root) if root else None, split=name)
                 break
-            except ValueError as error:  # no such split
-                reason: Exception = error
+            except ValueError as error:
+                if "split" not in str(error).lower():
+                    raise DataError(f"{data} cannot be opened: {_first_line(error)}") from error
             except (OSError, RuntimeError) as error:
                 hint = "" if download else "; set download to fetch it"
                 raise DataError(f"{data} cannot be opened: {_first_line(error)}{hint}") from error
-        else:
-            raise DataError(f"{data} has no split {split!r}: {_first_line(reason)}") from reason
-        self.data = data
+        if dataset is None:
+            raise DataError(f"{data} has no split {' or '.join(_split_names(split))}")
+        self.data, self.reader = data, dataset.reader
         self.targets = [int(target) for target in self.reader.iter_targets()]
         names_by_class = {number: name for name, number in self.reader.class_to_idx.items()}
         count = max(*self.targets, *names_by_class, 0) + 1
@@ -220,7 +222,7 @@ class ShardSource:
     def __init__(self, data: str, root: Path | None, split: str) -> None:
         if root is None or not root.is_dir():
             raise DataError(f"{data} needs data_root, the folder of its .tar shards; {root} is none")
-        for name in TRAIN_NAMES if split in TRAIN_NAMES else dict.fromkeys([split, *EVALUATION_NAMES]):
+        for name in _split_names(split):
             shards = [path for path in sorted(root.rglob("*.tar")) if name in _words(path.relative_to(root))]
             if shards:
                 break
@@ -330,14 +332,18 @@ def _open(data: str, root: Path | None, split: str, download: bool) -> ImageSour
 
 
 def _split_folder(folder: Path, split: str) -> Path:
-    if split in TRAIN_NAMES:
-        names = TRAIN_NAMES
-    else:
-        names = ("test",) if split == "test" else EVALUATION_NAMES
+    names = _split_names(split)
     for name in names:
         if (folder / name).is_dir():
             return folder / name
     raise DataError(f"{folder} has no sub-folder {' or '.join(names)}; images lie in {folder}/{names[0]}/CLASS/")
+
+
+def _split_names(split: str) -> tuple[str, ...]:
+    """Names that a split goes by, in the order they are tried."""
+    if split in TRAIN_NAMES:
+        return TRAIN_NAMES
+    return ("test",) if split == "test" else EVALUATION_NAMES
 
 
 def _index(number: int, path: Path) -> Iterator[_Member]:
@@ -379,8 +385,6 @@ def _offline() -> Iterator[None]:
         setattr(module, name, True)
     try:
         yield
-    except VisionMLPError:
-        raise
     finally:
         for (module, name), value in zip(settings, before, strict=True):
             setattr(module, name, value)

@@ -14,7 +14,7 @@ from visionmlp.ops.fold import affine_of_linear, linear_of_affine
 
 
 class ClassMLPLayer(Fusible):
-    """One residual aggregation of class vector and patches, then one residual channel MLP, on the class vector alone."""
+    """A residual sum over class vector and patches, then a residual channel MLP; only the class vector changes."""
 
     def __init__(self, dim: int, tokens: int, hidden_dim: int, *, layer_scale: float) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class ClassMLPLayer(Fusible):
         return x + self.scale2(self.channel(self.norm2(x)))
 
     def fused(self) -> "DeployedClassMLPLayer":
-        """Both affines and scales folded: a weighted sum of tokens, one scale and bias per channel, two linear layers."""
+        """Affines and scales folded: a weighted sum of tokens, a scale and bias per channel, two linear layers."""
         like = self.aggregate.weight
         weight = self.aggregate.weight.detach().double()[0]
         post = self.scale1.gamma.detach().double()

@@ -44,6 +44,6 @@ def split_affine(norm: nn.Module) -> tuple[nn.Module, Tensor, Tensor]:
     if isinstance(norm, Affine):
         return nn.Identity(), norm.alpha.detach(), norm.beta.detach()
     if isinstance(norm, nn.LayerNorm) and norm.elementwise_affine:
-        statistics = nn.LayerNorm(norm.normalized_shape, eps=norm.eps, elementwise_affine=False)
+        statistics = nn.LayerNorm(list(norm.normalized_shape), eps=norm.eps, elementwise_affine=False)
         return statistics, norm.weight.detach(), norm.bias.detach()
     raise TypeError(f"cannot split {type(norm).__name__}")

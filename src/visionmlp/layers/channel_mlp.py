@@ -1,10 +1,10 @@
 """Channel mixing: two linear layers over the channels of each position."""
 
-import torch
 from torch import Tensor, nn
 
 from visionmlp.layers.fusible import linear
 from visionmlp.ops.fold import affine_of_linear, linear_of_affine
+from visionmlp.ops.gelu import gelu_
 from visionmlp.ops.layout import Layout, from_positions_first, to_positions_first
 
 
@@ -27,8 +27,8 @@ class InplaceGELU(nn.GELU):
     """GELU that overwrites its input: the hidden map of a deploy form is read once and never again."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Any shape; the result is the input's memory."""
-        return torch.ops.aten.gelu_(input, approximate=self.approximate)
+        """Any shape, contiguous; in eager inference the result is the input's memory."""
+        return gelu_(input, "tanh" if self.approximate == "tanh" else "none")
 
 
 class DeployedChannelMLP(nn.Module):

@@ -32,7 +32,7 @@ def check_kernel_sizes(kernel_sizes: Sequence[int]) -> tuple[int, ...]:
 
 
 class LocalityBranch(nn.Module):
-    """Depth-wise k x k convolution with share-sets, then BatchNorm: channel c uses kernel and norm ``c % share_sets``."""
+    """Depth-wise k x k convolution, then BatchNorm, with share-sets: channel c uses number ``c % share_sets`` of both."""
 
     def __init__(self, share_sets: int, kernel_size: int) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class LocalityBranch(nn.Module):
         # one depth-wise convolution over all channels: far faster than share_sets-channel images of a larger batch
         kernels = self.conv.weight.repeat(sharing, 1, 1, 1)
         y = F.conv2d(x, kernels, padding=self.conv.padding, groups=channels)  # type: ignore[arg-type]
-        return self.norm(y.view(batch * sharing, self.conv.groups, h, w)).view(batch, channels, h, w)
+        return self.norm(y.reshape(batch * sharing, self.conv.groups, h, w)).reshape(batch, channels, h, w)
 
     def folded(self) -> tuple[Tensor, Tensor]:
         """Kernel (S, 1, k, k) and bias (S,) with the norm folded in, in float64 (Eq. 13)."""

@@ -1,4 +1,4 @@
-"""Token mixing over all positions with one matrix shared by every channel, as in ResMLP and MLP-Mixer. Layout (B, H, W, C)."""
+"""Token mixing with one matrix for all channels, as in ResMLP and MLP-Mixer. Layout (B, H, W, C)."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -72,7 +72,7 @@ class TokenMLP(LocalMixer):
 
 
 class DeployedTokenLinear(nn.Module):
-    """Residual token mixing of a deploy form: ``x + scale * (fc @ norm(x)) + bias``, one matrix product positions-first."""
+    """Residual token mixing of a deploy form: ``x + scale * (fc @ norm(x)) + bias``, computed positions-first."""
 
     def __init__(self, norm: nn.Module, fc: nn.Linear, scale: nn.Parameter, bias: nn.Parameter) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ class DeployedTokenLinear(nn.Module):
 
 
 class DeployedTokenMLP(nn.Module):
-    """Residual token mixing of a deploy form: ``x + scale(fc2 @ gelu(fc1 @ norm(x)))``, two products positions-first."""
+    """Residual token mixing of a deploy form: ``x + scale(fc2 @ gelu(fc1 @ norm(x)))``, computed positions-first."""
 
     def __init__(self, norm: nn.Module, fc1: nn.Linear, act: nn.GELU, fc2: nn.Linear, scale: nn.Module) -> None:
         super().__init__()

@@ -2,8 +2,8 @@
 
 import dataclasses
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, cast
 
 import torch
 from timm.models._features import feature_take_indices
@@ -87,7 +87,7 @@ class Stage(nn.Module):
 class Backbone(nn.Module):
     """Stem, stages, norm, head under timm's contract.
 
-    Takes (B, in_chans, H, W), values normalised with ``pretrained_cfg``'s mean and std. Blocks exchange maps in ``layout``.
+    Takes (B, in_chans, H, W), values normalised with ``pretrained_cfg``'s mean and std.
 
     Args:
         name: variant, such as ``"repmlpnet_t224"``.
@@ -199,7 +199,7 @@ class Backbone(nn.Module):
         self.check_input(x)
         x = self.stem(x)
         levels = []
-        for i, stage in enumerate(self.stages):
+        for i, stage in enumerate(self._stages()):
             x = stage.downsample(x)
             for j, block in enumerate(stage.blocks):
                 x = stage.run(block, x)
@@ -223,13 +223,17 @@ class Backbone(nn.Module):
         take, deepest = feature_take_indices(len(self.feature_points), indices)
         last_stage, last_block = self.feature_points[deepest]
         self.stages = self.stages[: last_stage + 1]
-        self.stages[-1].blocks = self.stages[-1].blocks[: last_block + 1]
+        *_, last = self._stages()
+        last.blocks = last.blocks[: last_block + 1]
         self.feature_points = self.feature_points[: deepest + 1]
         if prune_norm:
             self.norm = nn.Identity()
         if prune_head:
             self.reset_classifier(0, "")
         return take
+
+    def _stages(self) -> Iterator[Stage]:
+        yield from cast("Iterator[Stage]", iter(self.stages))
 
     def check_input(self, x: Tensor) -> None:
         """Raise InvalidImageSize, naming sizes that work, or InvalidConfig for the wrong channels."""
@@ -276,7 +280,7 @@ class Backbone(nn.Module):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Keep only block inputs for the backward pass and recompute the rest: less memory, one more forward pass."""
-        for stage in self.stages:
+        for stage in self._stages():
             stage.grad_checkpointing = enable
 
     def no_weight_decay(self) -> set[str]:
@@ -320,7 +324,7 @@ class FusibleBackbone(Backbone, Fusible):
             config=self.config,
             layout=self.layout,
             stem=self.stem,
-            stages=[stage for stage in self.stages if isinstance(stage, Stage)],
+            stages=list(self._stages()),
             dims=self.dims,
             strides=self.strides,
             norm=norm,

@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -110,10 +110,10 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[Backbone, CheckpointI
     try:
         with torch.device("meta"):
             model = create_model(metadata["model"], **metadata["config"]).eval()
+            if metadata["form"] == "deploy":
+                model = cast("Backbone", reparameterize(model))
     except (UnknownModel, InvalidConfig) as error:
         raise CheckpointError(f"{path} was written for a model that this version cannot build: {error}") from error
-    if metadata["form"] == "deploy":
-        model = reparameterize(model)
     load_strictly(model, state, str(path), assign=True)
     return model, CheckpointInfo(
         model=metadata["model"],

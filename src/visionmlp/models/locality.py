@@ -39,5 +39,5 @@ def add_locality(model: ModelT, kernel_sizes: Sequence[int] = (1, 3)) -> ModelT:
     for module in model.modules():
         if isinstance(module, Backbone):
             merged = tuple(sorted({*getattr(module.config, "kernel_sizes", ()), *kernel_sizes}))
-            module.config = dataclasses.replace(module.config, **{"kernel_sizes": merged})
+            module.config = dataclasses.replace(module.config, kernel_sizes=merged)  # type: ignore[call-arg]
     return model

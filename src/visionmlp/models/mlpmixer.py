@@ -1,7 +1,7 @@
 """MLP-Mixer: an all-MLP architecture for vision (Tolstikhin et al., arXiv 2105.01601).
 
-Eq. 1, token mixing: `layers.token_mixing.TokenMLP`; channel mixing: `layers.channel_mlp.ChannelMLP`. Follows the authors'
-Flax code where the paper is silent: GELU by tanh, LayerNorm eps 1e-6, biases everywhere, a LayerNorm before the average.
+Eq. 1, token mixing: `layers.token_mixing.TokenMLP`; channel mixing: `layers.channel_mlp.ChannelMLP`. Where the paper is
+silent, follows the authors' Flax code: GELU by tanh, LayerNorm eps 1e-6, biases everywhere, LayerNorm before the average.
 Stochastic depth grows linearly with depth, as in the authors' second code base (big_vision).
 
 Layout (B, H, W, C).
@@ -10,7 +10,6 @@ Layout (B, H, W, C).
 import dataclasses
 from collections.abc import Mapping
 
-import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
@@ -73,7 +72,7 @@ class MixerBlock(Block, Fusible):
         )
 
     def fused(self) -> nn.Module:
-        """Both LayerNorms stay; the second one's affine moves into ``fc1``, the first one's cannot pass shared matrices."""
+        """Both LayerNorms stay; the second's affine moves into ``fc1``, the first's cannot pass shared matrices."""
         assert isinstance(self.spatial, TokenMLP)
         assert isinstance(self.channel, ChannelMLP)
         statistics, scale, shift = split_affine(self.norm2)
@@ -92,11 +91,12 @@ class MLPMixer(FusibleBackbone):
 
     def __init__(self, name: str, config: MLPMixerConfig) -> None:
         rates = drop_path_rates(config.drop_path_rate, [config.depth])[0]
+        stem = PatchEmbed(config.in_chans, config.dim, config.patch_size, layout="BHWC")
         super().__init__(
             name=name,
             config=config,
             layout="BHWC",
-            stem=PatchEmbed(config.in_chans, config.dim, config.patch_size, layout="BHWC"),
+            stem=stem,
             stages=[Stage([MixerBlock(config, rate) for rate in rates])],
             dims=[config.dim],
             strides=[config.patch_size],
@@ -104,9 +104,9 @@ class MLPMixer(FusibleBackbone):
             head=ClassifierHead(config.dim, config.num_classes, pool=nn.Identity(), drop_rate=config.drop_rate),
         )
         self.head.pool = self.build_pool(config.global_pool)
-        for module in self.modules():
-            if isinstance(module, nn.Linear) or module is self.stem.proj:
-                _initialise_like_flax(module)
+        linear_layers = [module for module in self.modules() if isinstance(module, nn.Linear)]
+        for layer in (stem.proj, *linear_layers):
+            _initialise_like_flax(layer)
         if isinstance(self.head.fc, nn.Linear):
             nn.init.zeros_(self.head.fc.weight)
 
@@ -141,6 +141,7 @@ def _initialise_like_flax(layer: nn.Linear | nn.Conv2d) -> None:
     """LeCun normal, truncated at two standard deviations and widened to keep the variance; zero bias."""
     std = layer.weight[0].numel() ** -0.5 / 0.87962566103423978
     nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std)
+    assert layer.bias is not None
     nn.init.zeros_(layer.bias)
 
 

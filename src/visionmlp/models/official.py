@@ -36,7 +36,7 @@ def load_official(
     Token matrices of another image size are resized by 4-D interpolation.
 
     Args:
-        model: from `create_model`, with the checkpoint's number of classes; change it afterwards by ``reset_classifier``.
+        model: from `create_model`, with the checkpoint's number of classes; ``reset_classifier`` comes afterwards.
         source: a ``.pth``, ``.npz`` or ``.safetensors`` file, or a mapping of the authors' names to tensors or arrays.
             Wrappers (``model``, ``state_dict``, ``model_ema``) and ``module.`` prefixes are taken off.
         img_size: height and width that the source was made for, if its maps are not square.
@@ -106,12 +106,12 @@ def _read(path: Path) -> Mapping[str, Any]:
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "weights_only" in str(error).lower():
+        if "GLOBAL" in str(error):
             raise CheckpointError(
                 f"{path} holds pickled objects that could run code, so it was not opened; "
                 "ask its author for a file of tensors only"
             ) from error
-        raise CheckpointError(f"{path} is truncated or not a checkpoint") from error
+        raise CheckpointError(f"{path} is truncated, or no checkpoint that is safe to open") from error
     except (OSError, EOFError, RuntimeError, ValueError, KeyError, zipfile.BadZipFile, SafetensorError) as error:
         raise CheckpointError(f"{path} is truncated or not a checkpoint") from error
     if not isinstance(content, Mapping):

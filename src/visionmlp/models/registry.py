@@ -31,7 +31,9 @@ class Published:
 class BackboneFamily(Protocol):
     """Builds a model from a variant name and the family's config."""
 
-    def __call__(self, name: str, config: Any) -> Backbone: ...
+    def __call__(self, name: str, config: Any) -> Backbone:
+        """The model."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

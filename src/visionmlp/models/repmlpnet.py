@@ -1,9 +1,10 @@
 """RepMLPNet: hierarchical vision MLP with re-parameterised locality (Ding et al., CVPR 2022, arXiv 2112.11081).
 
-Section 4.1: `RepMLPBlock` (Global, Channel and Local Perceptron of Fig. 1), its deploy form `DeployedRepMLPBlock` (Eqs. 4-14).
-Section 4.2: `RepMLPNet`. Follows the authors' code where the paper is silent: ReLU in the embeddings, BatchNorm before each
-block part and after each FFN layer, sigmoid gate with reduction 4, channel c uses share-set c mod S. The authors have no
-drop-path; here it is 0 unless asked for, growing linearly with depth.
+Section 4.1: `RepMLPBlock` (Global, Channel and Local Perceptron of Fig. 1); Eqs. 4-14: its deploy form
+`DeployedRepMLPBlock`. Section 4.2: `RepMLPNet`. Where the paper is silent, follows the authors' code: ReLU in the
+embeddings, BatchNorm before each block part and after each FFN layer, sigmoid gate with reduction 4, channel c uses
+share-set c mod S. On images larger than native the two differ (``window_order``): follows the paper. The authors have
+no drop-path; here it is 0 unless asked for, growing linearly with depth.
 
 Layout (B, C, H, W).
 """

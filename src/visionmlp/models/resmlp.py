@@ -1,9 +1,9 @@
-"""ResMLP: feedforward networks for image classification with data-efficient training (Touvron et al., arXiv 2105.03404).
+"""ResMLP: feedforward networks for image classification with data-efficient training (Touvron et al., 2105.03404).
 
 Eq. 1: `layers.affine.Affine`. Eq. 2, cross-patch layer: `layers.token_mixing.TokenLinear`. Eq. 3: `layers.channel_mlp`.
 Where the authors' code and the paper differ, this follows the code: the affine after each sub-layer has a scale only
-(LayerScale), the cross-patch layer has a bias, and one more Affine stands before the pooling. Drop-path is constant over
-depth, as in the author's recipe. Class-MLP, LayerNorm and the cross-patch choices are in the paper only (Table 3).
+(LayerScale), the cross-patch layer has a bias, and one more Affine stands before the pooling. Drop-path is constant
+over depth, as in the author's recipe. Class-MLP, LayerNorm and the cross-patch choices are in the paper only (Table 3).
 
 Layout (B, H, W, C).
 """

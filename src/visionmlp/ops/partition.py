@@ -18,7 +18,7 @@ def partition(x: Tensor, window: tuple[int, int]) -> Tensor:
         raise ValueError(f"{h}x{w} windows do not tile a {height}x{width} map")
     if (height, width) == (h, w):
         return x
-    x = x.view(batch, channels, height // h, h, width // w, w).permute(0, 2, 4, 1, 3, 5)
+    x = x.reshape(batch, channels, height // h, h, width // w, w).permute(0, 2, 4, 1, 3, 5)
     return x.reshape(-1, channels, h, w)
 
 
@@ -29,7 +29,7 @@ def unpartition(x: Tensor, size: tuple[int, int]) -> Tensor:
     if (height, width) == (h, w):
         return x
     rows, columns = height // h, width // w
-    x = x.view(windows // (rows * columns), rows, columns, channels, h, w).permute(0, 3, 1, 4, 2, 5)
+    x = x.reshape(windows // (rows * columns), rows, columns, channels, h, w).permute(0, 3, 1, 4, 2, 5)
     return x.reshape(-1, channels, height, width)
 
 

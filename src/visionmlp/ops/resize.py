@@ -21,12 +21,12 @@ def resize_grid(x: Tensor, old: Grid, new: Grid) -> Tensor:
     if old == new:
         return x
     maps = x.reshape(-1, 1, *old).double()
-    resized = F.interpolate(maps, size=new, mode="bicubic", align_corners=False, antialias=False)
+    resized = F.interpolate(maps, size=new, mode="bicubic", align_corners=False, antialias=True)
     return resized.reshape(*x.shape[:-1], new[0] * new[1]).to(x.dtype)
 
 
 def resize_token_inputs(weight: Tensor, old: Grid, new: Grid) -> Tensor:
-    """Resize the input tokens of (..., N_in) weights. Scaled by N_in / N_in', so that sums over tokens keep their size."""
+    """Resize the input tokens of (..., N_in) weights; scaled by N_in / N_in', so sums over tokens keep their size."""
     return resize_grid(weight, old, new) * (old[0] * old[1] / (new[0] * new[1]))
 
 

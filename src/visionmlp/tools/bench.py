@@ -1,4 +1,4 @@
-"""Speed and size of models, side by side: every contender takes turns, and so does the matrix product they are rated by."""
+"""Speed and size of models: all contenders take turns, the matrix products that they are rated by included."""
 
 import csv
 import dataclasses
@@ -214,7 +214,9 @@ def _compiled(module: nn.Module) -> nn.Module:
     # all models share the code of Backbone.forward; past the limit a graph would silently run uncompiled,
     # which fullgraph turns into an error
     torch._dynamo.config.recompile_limit = 256
-    return torch.compile(module, dynamic=False, fullgraph=True)
+    compiled = torch.compile(module, dynamic=False, fullgraph=True)
+    assert isinstance(compiled, nn.Module)
+    return compiled
 
 
 def _synchronised(run: Callable[[Tensor], Any], argument: Tensor) -> Callable[[], object]:
@@ -255,7 +257,9 @@ def bench_table(result: Benchmark) -> Table:
     """Measurements, with the machine above."""
     machine = result.machine
     place = machine.cpu if machine.device == "cpu" else f"{machine.device}, {machine.cpu}"
-    title = f"{place}, {machine.threads} threads, torch {machine.torch}, {machine.date}, GEMM {machine.gemm_gflops} GFLOP/s"
+    title = (
+        f"{place}, {machine.threads} threads, torch {machine.torch}, {machine.date}, GEMM {machine.gemm_gflops} GFLOP/s"
+    )
     table = Table(title=title, title_justify="left")
     for heading in ("model", "form", "runtime", "dtype"):
         table.add_column(heading)

@@ -55,7 +55,7 @@ def count_macs(model: nn.Module, input_size: tuple[int, int, int]) -> int:
 
 
 def catalog(pattern: str = "", *, family: str | None = None) -> list[CatalogEntry]:
-    """The models whose name contains ``pattern`` or, with wildcards, matches it; tiny test variants only if asked for.
+    """The models whose name contains ``pattern`` or, with wildcards, matches it.
 
     Raises:
         UnknownModel: if none does, with the nearest names.
@@ -63,8 +63,6 @@ def catalog(pattern: str = "", *, family: str | None = None) -> list[CatalogEntr
     wildcard = pattern if any(letter in pattern for letter in "*?[") else f"*{pattern}*"
     available = list_models(family)
     names = [name for name in available if fnmatch.fnmatchcase(name, wildcard)]
-    if "test" not in pattern:
-        names = [name for name in names if not name.endswith("_test")]
     if not names:
         near = difflib.get_close_matches(pattern, available, n=3, cutoff=0.4)
         hint = f"did you mean {', '.join(near)}?" if near else f"there are {', '.join(available)}"

@@ -1,4 +1,4 @@
-"""Deployment with a certificate: the deploy form computes what the training form computes, and how much cheaper it is."""
+"""Deployment with a certificate: the deploy form computes the same, and this is what it saves."""
 
 import copy
 import dataclasses
@@ -134,7 +134,7 @@ def deploy(
     batch_size: int = 1,
     seconds: float = 2.0,
 ) -> Certificate:
-    """Write the deploy form of a model as a checkpoint, once its certificate holds and the file reads back as the same model.
+    """Write a model's deploy form, once its certificate holds and the file reads back as the same model.
 
     Args:
         model: training form in evaluation mode, in float32 on the CPU.

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import nn
 
 from visionmlp.errors import InvalidConfig, VisionMLPError, require
 from visionmlp.layers.fusible import is_training_form, reparameterize
@@ -42,9 +41,9 @@ def export_onnx(
 ) -> dict[int, float]:
     """Write a model as one ONNX file: input ``images`` (B, C, H, W), output ``logits`` (B, classes).
 
-    The file carries ``class_names`` and ``preprocessing`` as JSON in its ``metadata_props``, and appears only after ONNX
-    Runtime has given the model's own outputs for random images. A model with fresh weights is exported with random ones,
-    since zero-initialised classifiers and tiny LayerScales would let any graph pass; the model itself is changed.
+    The file carries ``class_names`` and ``preprocessing`` as JSON in its ``metadata_props``, and appears only after
+    ONNX Runtime has given the model's own outputs for random images. A model with fresh weights is exported with
+    random ones (the model is changed): zero classifiers and tiny LayerScales would let any graph pass.
 
     Args:
         model: in evaluation mode, float32, on the CPU.
@@ -74,6 +73,7 @@ def export_onnx(
     if fresh:
         randomise(model)
     exported = reparameterize(model) if form == "deploy" else model
+    assert isinstance(exported, Backbone)
     metadata = {
         "model": info.model,
         "form": form,
@@ -98,9 +98,8 @@ def export_onnx(
     return errors
 
 
-def _write(model: nn.Module, path: Path, batch: Batch, opset: int | None, metadata: dict[str, str]) -> None:
+def _write(model: Backbone, path: Path, batch: Batch, opset: int | None, metadata: dict[str, str]) -> None:
     config = model.config
-    assert isinstance(model, Backbone)
     # two, not one: torch.export takes a batch of one for a constant
     images = torch.randn(2 if batch == "dynamic" else batch, config.in_chans, *config.img_size)
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]

@@ -148,6 +148,9 @@ def _scores(
     probabilities = model(torch.stack(images).to(device)).float().softmax(dim=1).cpu()
     values, indices = probabilities.topk(min(top_k, model.num_classes))
     return [
-        [ClassScore(index=index, name=names[index], probability=value) for index, value in zip(row_i, row_v, strict=True)]
+        [
+            ClassScore(index=index, name=names[index], probability=value)
+            for index, value in zip(row_i, row_v, strict=True)
+        ]
         for row_i, row_v in zip(indices.tolist(), values.tolist(), strict=True)
     ]

@@ -119,7 +119,9 @@ def describe_machine(device: torch.device, gemm_flops: float) -> Machine:
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
-        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        names = [
+            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
+        ]
         cpu = names[0] if names else cpu
     return Machine(
         cpu=cpu,
@@ -129,5 +131,3 @@ def describe_machine(device: torch.device, gemm_flops: float) -> Machine:
         date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         gemm_gflops=round(gemm_flops / 1e9, 1),
     )
-
-

@@ -1,0 +1,182 @@
+"""Options of the loop, each with its rule. Tasks extend them by their own; a YAML file holds all."""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import timm.optim
+
+from visionmlp.errors import InvalidConfig
+
+# timm's optimizers that need second derivatives, which the loop does not compute
+_UNSUPPORTED = ("adahessian",)
+
+ConfigT = typing.TypeVar("ConfigT", bound="TrainingConfig")
+
+
+def about(help: str, group: str, *, may_change: bool = False) -> dict[str, Any]:
+    """Metadata of a field that is an option.
+
+    Args:
+        help: one line.
+        group: heading that the field stands under.
+        may_change: whether a run may be resumed with another value.
+    """
+    return {"help": help, "group": group, "may_change": may_change}
+
+
+def option(default: Any, help: str, *, group: str, may_change: bool = False) -> Any:
+    """A dataclass field with a default; arguments as in `about`."""
+    return dataclasses.field(default=default, metadata=about(help, group, may_change=may_change))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """What the loop does. A step is one update of the weights."""
+
+    output: Path = dataclasses.field(
+        metadata=about("run folder to create, or to continue with --resume", "run", may_change=True)
+    )
+    seed: int = option(0, "of the initial weights and of everything random", group="run")
+    log_every: int = option(50, "steps between two lines of train.csv", group="run")
+    eval_every: int = option(1, "epochs between two evaluations; the last epoch is always evaluated", group="run")
+    save_every: int | None = option(
+        None, "steps between two checkpoints, beside those at evaluations", group="run", may_change=True
+    )
+    keep_checkpoints: int = option(2, "newest checkpoints to keep", group="run", may_change=True)
+
+    epochs: int = option(100, "passes over the training images", group="optimisation")
+    max_steps: int | None = option(
+        None, "train for so many steps instead of whole epochs; the schedule ends there", group="optimisation"
+    )
+    batch_size: int = option(128, "images of one step, over all devices and accumulated parts", group="optimisation")
+    accumulate: int = option(1, "parts that a step's images are processed in, to save memory", group="optimisation")
+    optimizer: str = option("adamw", "adamw, sgd, lamb, adagrad or another of timm's optimizers", group="optimisation")
+    lr: float = option(1e-3, "highest learning rate, for the whole batch_size", group="optimisation")
+    weight_decay: float = option(0.05, "of matrices and kernels; biases and vectors have none", group="optimisation")
+    momentum: float = option(0.9, "of optimizers that have one, such as sgd", group="optimisation")
+    optimizer_args: dict[str, Any] = dataclasses.field(
+        default_factory=dict,
+        metadata=about("further arguments of the optimizer, such as {'betas': [0.9, 0.95]}", "optimisation"),
+    )
+    schedule: Literal["cosine", "linear", "step", "constant"] = option(
+        "cosine", "how the learning rate falls, at every step", group="optimisation"
+    )
+    warmup_epochs: float = option(0.0, "of linear rise to lr, at the start of the schedule", group="optimisation")
+    warmup_lr: float = option(1e-6, "learning rate that warm-up starts from", group="optimisation")
+    min_lr: float = option(0.0, "learning rate at the end of cosine and linear", group="optimisation")
+    decay_epochs: float = option(30.0, "interval of the step schedule", group="optimisation")
+    decay_rate: float = option(0.1, "factor of the step schedule", group="optimisation")
+    clip_grad: float | None = option(None, "largest norm of the gradient", group="optimisation")
+    ema_decay: float | None = option(
+        None, "moving average of the weights, evaluated and kept in place of the weights", group="optimisation"
+    )
+    ema_warmup: bool = option(False, "let ema_decay rise to its value over the first steps", group="optimisation")
+
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = option("auto", "kind of device", group="hardware")
+    devices: int = option(1, "how many of them; several train data-parallel, one process each", group="hardware")
+    precision: Literal["32-true", "bf16-mixed", "bf16-true"] = option(
+        "32-true", "float32, bfloat16 arithmetic with float32 weights, or all bfloat16", group="hardware"
+    )
+    deterministic: bool = option(
+        False, "bit-equal repetition on GPUs too, with slower kernels; CPUs always repeat", group="hardware"
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("log_every", "eval_every", "keep_checkpoints", "epochs", "batch_size", "accumulate", "devices"):
+            self.require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("save_every", "max_steps"):
+            value = getattr(self, name)
+            self.require(value is None or value >= 1, f"{name} must be at least 1, or left out, got {value}")
+        for name in ("seed", "weight_decay", "warmup_epochs", "warmup_lr", "min_lr"):
+            self.require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
+        for name in ("lr", "decay_epochs", "decay_rate"):
+            self.require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
+        for name, value in self.choices().items():
+            given = getattr(self, name)
+            self.require(given in value, f"{name} must be one of {', '.join(map(str, value))}, got {given!r}")
+        parts = self.devices * self.accumulate
+        self.require(
+            self.batch_size % parts == 0,
+            f"batch_size {self.batch_size} must be a multiple of devices x accumulate = {parts}; "
+            f"try {-(-self.batch_size // parts) * parts}",
+        )
+        self.require(
+            self.clip_grad is None or self.clip_grad > 0,
+            f"clip_grad must be positive or left out, got {self.clip_grad}",
+        )
+        self.require(
+            self.ema_decay is None or 0 < self.ema_decay < 1, f"ema_decay must be in (0, 1), got {self.ema_decay}"
+        )
+        self.require(self.ema_decay is not None or not self.ema_warmup, "ema_warmup needs ema_decay, such as 0.999")
+        self.require(self.min_lr <= self.lr, f"min_lr {self.min_lr:g} must not exceed lr {self.lr:g}")
+        self.require(
+            self.max_steps is not None or self.warmup_epochs < self.epochs,
+            f"warmup_epochs {self.warmup_epochs:g} must be less than epochs {self.epochs}",
+        )
+        known = [str(name) for name in timm.optim.list_optimizers() if name not in _UNSUPPORTED]
+        if self.optimizer.lower() not in known:
+            near = difflib.get_close_matches(self.optimizer.lower(), known, n=3)
+            hint = f"did you mean {', '.join(near)}?" if near else "adamw, sgd, lamb, adagrad and more of timm's"
+            raise InvalidConfig(f"unknown optimizer {self.optimizer!r}; {hint}")
+
+    @staticmethod
+    def require(rule: bool, message: str) -> None:
+        """Raise InvalidConfig with ``message`` unless ``rule`` holds."""
+        if not rule:
+            raise InvalidConfig(message)
+
+    @classmethod
+    def choices(cls) -> dict[str, tuple[Any, ...]]:
+        """Fields with a fixed list of values."""
+        hints = typing.get_type_hints(cls)
+        return {name: typing.get_args(hint) for name, hint in hints.items() if typing.get_origin(hint) is Literal}
+
+    @property
+    def part_size(self) -> int:
+        """Images of one batch on one device."""
+        return self.batch_size // (self.devices * self.accumulate)
+
+    def to_plain(self) -> dict[str, Any]:
+        """All fields as YAML and JSON know them."""
+        return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
+
+    @classmethod
+    def from_plain(cls: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:
+        """The inverse of `to_plain`; what is left out takes its default.
+
+        Raises:
+            InvalidConfig: for an unknown field or a broken rule.
+        """
+        hints = typing.get_type_hints(cls)
+        for name in values:
+            if name not in hints:
+                near = difflib.get_close_matches(name, hints, n=1)
+                raise InvalidConfig(f"unknown option {name!r}" + (f"; did you mean {near[0]}?" if near else ""))
+        return cls(**{name: _typed(value, hints[name]) for name, value in values.items()})
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _typed(value: Any, hint: Any) -> Any:
+    """Paths and tuples are strings and lists in YAML, and ``1e-3`` is a string there."""
+    members = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    if isinstance(value, str) and Path in members:
+        return Path(value)
+    if isinstance(value, list) and any(typing.get_origin(member) is tuple for member in members):
+        return tuple(value)
+    if isinstance(value, str | int) and not isinstance(value, bool) and float in members and str not in members:
+        return float(value)
+    return value

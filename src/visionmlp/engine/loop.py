@@ -1,0 +1,352 @@
+"""The training loop, one for all tasks.
+
+A run is a function of its configuration. Before each batch the generators of Python, NumPy and PyTorch are seeded from
+(seed, step, part, rank), the learning rate is a function of the step, and the data starts anywhere in an epoch; so what
+is saved is weights, optimizer and moving average, and a run that was killed ends bit-equal to one that was not.
+"""
+
+import contextlib
+import dataclasses
+import math
+import random
+import signal
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from visionmlp.engine.checkpoints import Checkpoints, WriteWeights
+from visionmlp.engine.config import TrainingConfig
+from visionmlp.engine.evaluation import evaluate
+from visionmlp.engine.launch import agree, on_rank_zero
+from visionmlp.engine.optimization import create_ema, create_optimizer, create_schedule
+from visionmlp.engine.progress import ProgressReport
+from visionmlp.engine.run_folder import RunFolder
+from visionmlp.engine.task import EpochData, Task
+from visionmlp.errors import InvalidConfig, TrainingDiverged
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FitResult:
+    """How a run ended."""
+
+    steps: int
+    """Steps of the whole run."""
+    best_step: int
+    """Step whose weights are in ``model.safetensors``."""
+    metrics: dict[str, float]
+    """Evaluation of those weights."""
+    seconds: float
+    """Duration of this session."""
+
+
+def fit(
+    *,
+    fabric: "Fabric",
+    model: nn.Module,
+    task: Task,
+    training: EpochData,
+    evaluation: Iterable[Any],
+    config: TrainingConfig,
+    run: RunFolder,
+    write_weights: WriteWeights,
+    resume: bool = False,
+) -> FitResult:
+    """Train a model, or continue to.
+
+    Args:
+        fabric: launched.
+        model: on any device; trained in place.
+        task: loss and metrics.
+        training: batches of this process.
+        evaluation: batches of this process.
+        config: options.
+        run: a folder that is created or reopened.
+        write_weights: writes a checkpoint's weights.
+        resume: whether to start from the folder's newest checkpoint.
+
+    Raises:
+        TrainingDiverged: if loss, gradient or weights are not finite; the last good checkpoint stays.
+        RunFolderError: if the folder cannot be written, or holds nothing to resume.
+        KeyboardInterrupt: at SIGINT or SIGTERM, when all is saved.
+    """
+    loop = _Loop(fabric, model, task, training, evaluation, config, run, write_weights)
+    if resume:
+        loop.restore()
+    else:
+        loop.save()
+    with loop.report, _catch_signals(loop):
+        loop.run_epochs()
+    return loop.result()
+
+
+class _Loop:
+    """What changes while training."""
+
+    def __init__(
+        self,
+        fabric: "Fabric",
+        model: nn.Module,
+        task: Task,
+        training: EpochData,
+        evaluation: Iterable[Any],
+        config: TrainingConfig,
+        run: RunFolder,
+        write_weights: WriteWeights,
+    ) -> None:
+        self.fabric, self.task, self.training, self.evaluation = fabric, task, training, evaluation
+        self.config, self.run = config, run
+        self.steps_per_epoch = len(training) // config.accumulate
+        if self.steps_per_epoch == 0:
+            raise InvalidConfig(f"an epoch of {len(training)} batches is shorter than accumulate = {config.accumulate}")
+        self.steps = config.max_steps or config.epochs * self.steps_per_epoch
+        optimizer = create_optimizer(model, config)
+        self.schedule = create_schedule(optimizer, config, steps=self.steps, steps_per_epoch=self.steps_per_epoch)
+        self.plain = model
+        self.model, self.optimizer = fabric.setup(model, optimizer)
+        self.ema = create_ema(model, config)
+        self.checkpoints = Checkpoints(run.checkpoints, keep=config.keep_checkpoints, write_weights=write_weights)
+        self.write_weights = write_weights
+        self.step = 0
+        self.interval: list[float] = []
+        """Losses since the last row of train.csv."""
+        self.interval_started = self.started = time.monotonic()
+        self.stop_asked = False
+        """Set by a signal, in this process."""
+        self.stopping = False
+        """All processes know that one was asked."""
+        self.report = self._report()
+
+    @property
+    def evaluated_model(self) -> nn.Module:
+        """The weights that are evaluated and shipped."""
+        return self.plain if self.ema is None else self.ema.module
+
+    # ---- saving and restoring
+
+    def save(self) -> None:
+        """Write a checkpoint, unless the weights are not finite."""
+        bad = [name for name, value in self.plain.state_dict().items() if not value.isfinite().all()]
+        if bad:
+            raise TrainingDiverged(
+                f"{bad[0]} is not finite after step {self.step}, {self._lr_text()}; {self._advice()}"
+            )
+        state = {
+            "optimizer": self.optimizer.state_dict(),
+            "ema": None if self.ema is None else self.ema.module.state_dict(),
+            "interval": self.interval,
+        }
+        on_rank_zero(self.fabric, lambda: self.checkpoints.save(self.step, self.plain, state))
+
+    def restore(self) -> None:
+        """Load the newest checkpoint and cut the tables to it."""
+        self.step, weights, state = on_rank_zero(self.fabric, self.checkpoints.load)
+        self.plain.load_state_dict(weights)
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.ema is not None:
+            self.ema.module.load_state_dict(state["ema"])
+        self.interval = state["interval"]
+        on_rank_zero(self.fabric, lambda: (self.run.train.cut(self.step), self.run.metrics.cut(self.step)))
+        self.report = self._report()
+        if self.step:
+            self.report.note(f"resumed at step {self.step} of {self.steps}")
+
+    # ---- training
+
+    def run_epochs(self) -> None:
+        """From the current step to the last."""
+        if self._evaluation_due() and not any(row["step"] == self.step for row in self.run.metrics.rows()):
+            self.evaluate()  # killed between checkpoint and evaluation
+        while self.step < self.steps:
+            epoch, done = divmod(self.step, self.steps_per_epoch)
+            batches = self.training.epoch(epoch, skip=done * self.config.accumulate)
+            self.interval_started = time.monotonic()
+            timed_from = self.step
+            for _ in range(done, min(self.steps_per_epoch, self.steps - epoch * self.steps_per_epoch)):
+                parts = agree(self.fabric, lambda: [next(batches) for _ in range(self.config.accumulate)])  # noqa: B023
+                self.interval.append(self.update(parts))
+                self.step += 1
+                self.report.advance(self.step)
+                if self.step % self.config.log_every == 0 or self.step == self.steps:
+                    self.log(epoch, timed_from)
+                    timed_from = self.step
+                if self._evaluation_due():
+                    self.save()
+                    self.evaluate()
+                elif self.stopping or (self.config.save_every and self.step % self.config.save_every == 0):
+                    self.save()
+                if self.stopping:
+                    self.stop()
+
+    def update(self, parts: list[Any]) -> float:
+        """One step on its parts of the batch; returns the mean loss of all processes."""
+        self.model.train()
+        self.schedule.step_update(self.step)
+        self.optimizer.zero_grad()
+        total = torch.zeros((), device=self.fabric.device)
+        for part, batch in enumerate(parts):
+            _seed(self.config.seed, self.step, part, self.fabric.global_rank)
+            with self.fabric.no_backward_sync(self.model, enabled=part < len(parts) - 1):
+                loss = self.task.training_loss(self.model, self.fabric.to_device(batch)) / len(parts)
+                self.fabric.backward(loss)
+            total += loss.detach()
+        loss, stop = self._mean(total, float(self.stop_asked))
+        self.stopping = stop > 0
+        if not math.isfinite(loss):
+            raise TrainingDiverged(f"loss is {loss} at step {self.step + 1}, {self._lr_text()}; {self._advice()}")
+        if self.config.clip_grad is not None:
+            norm: Any = self.fabric.clip_gradients(
+                self.model, self.optimizer, max_norm=self.config.clip_grad, error_if_nonfinite=False
+            )
+            if not norm.isfinite():
+                raise TrainingDiverged(
+                    f"the gradient's norm is {norm.item()} at step {self.step + 1}, {self._lr_text()}; {self._advice()}"
+                )
+        self.optimizer.step()
+        if self.ema is not None:
+            self.ema.update(self.plain, step=self.step + 1)
+        return loss
+
+    def log(self, epoch: int, timed_from: int) -> None:
+        """A row of train.csv."""
+        now = time.monotonic()
+        steps = self.step - timed_from
+        row = {
+            "loss": sum(self.interval) / len(self.interval),
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "images_per_second": round(steps * self.config.batch_size / max(now - self.interval_started, 1e-9), 1),
+        }
+        self.interval, self.interval_started = [], now
+        on_rank_zero(self.fabric, lambda: self.run.train.append({"step": self.step, "epoch": epoch + 1, **row}))
+        self.report.logged(epoch=epoch + 1, **row)
+
+    # ---- evaluation
+
+    def evaluate(self) -> None:
+        """A row of metrics.csv; the best weights become ``model.safetensors``."""
+        paused = time.monotonic()
+        model = self.evaluated_model
+        if self.fabric.world_size > 1:
+            for buffer in model.buffers():  # each process has its own statistics; the first one's are saved
+                torch.distributed.broadcast(buffer, 0)
+        precision = self.fabric.strategy.precision
+        sums = agree(
+            self.fabric,
+            lambda: evaluate(
+                self.task,
+                model,
+                self.evaluation,
+                # the average is evaluated in its own precision, float32, as it is shipped
+                prepare=lambda batch: self.fabric.to_device(
+                    batch if self.ema is not None else precision.convert_input(batch)
+                ),
+                precision=contextlib.nullcontext if self.ema is not None else self.fabric.autocast,
+                after_batch=self._stop_evaluation,
+            ),
+        )
+        if self.fabric.world_size > 1:
+            sums = {name: self.fabric.all_reduce(value, reduce_op="sum") for name, value in sums.items()}
+        metrics = self.task.metrics(sums)  # type: ignore[arg-type]
+        epoch = -(-self.step // self.steps_per_epoch)
+        best = on_rank_zero(self.fabric, lambda: self._keep(model, epoch, metrics))
+        self.report.evaluated(step=self.step, epoch=epoch, metrics=metrics, best=best)
+        self.interval_started += time.monotonic() - paused
+
+    def _keep(self, model: nn.Module, epoch: int, metrics: dict[str, float]) -> bool:
+        earlier = [row[self.task.metric] for row in self.run.metrics.rows()]
+        best = metrics[self.task.metric] > max(earlier, default=-math.inf)
+        if best:
+            self.write_weights(self.run.model, model)
+        # behind the weights: without this row a resumed run evaluates again
+        self.run.metrics.append({"step": self.step, "epoch": epoch, **metrics})
+        return best
+
+    def result(self) -> FitResult:
+        """From the tables, as the best evaluation may be of an earlier session."""
+        rows = self.run.metrics.rows()
+        best = max(rows, key=lambda row: row[self.task.metric])
+        metrics = {name: value for name, value in best.items() if name not in ("step", "epoch")}
+        return FitResult(
+            steps=self.steps,
+            best_step=int(best["step"]),
+            metrics=metrics,
+            seconds=time.monotonic() - self.started,
+        )
+
+    # ---- small parts
+
+    def stop(self) -> None:
+        """End the run; everything is saved."""
+        raise KeyboardInterrupt(
+            f"stopped at step {self.step} of {self.steps}, which is saved; "
+            f"the same command with --resume continues {self.run.path}"
+        )
+
+    def _stop_evaluation(self) -> None:
+        if self.stop_asked and self.fabric.world_size == 1:
+            self.stop()
+
+    def _evaluation_due(self) -> bool:
+        interval = self.config.eval_every * self.steps_per_epoch
+        return self.step > 0 and (self.step % interval == 0 or self.step == self.steps)
+
+    def _mean(self, loss: Tensor, stop: float) -> list[float]:
+        values = torch.stack([loss.float(), torch.tensor(stop, device=loss.device)])
+        if self.fabric.world_size > 1:
+            values = self.fabric.all_reduce(values, reduce_op="mean")
+        return values.tolist()  # type: ignore[union-attr]
+
+    def _report(self) -> ProgressReport:
+        return ProgressReport(
+            steps=self.steps,
+            done=self.step,
+            images_per_step=self.config.batch_size,
+            quiet=not self.fabric.is_global_zero,
+        )
+
+    def _lr_text(self) -> str:
+        return f"learning rate {self.optimizer.param_groups[0]['lr']:.3g}"
+
+    def _advice(self) -> str:
+        saved = self.checkpoints.steps()
+        kept = f"the checkpoint of step {saved[-1]} stays in {self.run.path}; " if saved else ""
+        return f"{kept}try a lower lr, a longer warm-up or clip_grad"
+
+
+def _seed(*parts: int) -> None:
+    """Seed every generator that a loss may draw from."""
+    seed = int(np.random.SeedSequence(parts).generate_state(1)[0])
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 (timm's mixup uses this one)
+    torch.manual_seed(seed)
+
+
+@contextlib.contextmanager
+def _catch_signals(loop: _Loop) -> Iterator[None]:
+    """Let the first SIGINT or SIGTERM ask the loop to stop, and a second one end the process as usual."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def request(_number: int, _frame: Any) -> None:
+        loop.stop_asked = True
+        restore()
+
+    def restore() -> None:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+    for number in handlers:
+        signal.signal(number, request)
+    try:
+        yield
+    finally:
+        restore()

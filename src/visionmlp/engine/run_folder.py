@@ -1,0 +1,214 @@
+"""The folder of a run: configuration, environment and tables. Files are written beside and renamed, rows are appended.
+
+A table has at most one row for a step. What a resumed run will do again is cut off first, so that after any crash the
+tables are those of a run that was never interrupted.
+"""
+
+import contextlib
+import csv
+import datetime
+import io
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from visionmlp.engine.config import TrainingConfig
+from visionmlp.errors import InvalidConfig, RunFolderError
+
+PACKAGES = ("visionmlp", "torch", "torchvision", "timm", "lightning-fabric", "numpy", "pillow")
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn an OSError (disk full, read-only, ...) into one line about ``path``."""
+    try:
+        yield
+    except OSError as error:
+        raise RunFolderError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def write_beside(path: Path, content: bytes) -> None:
+    """Write a file so that at any moment the old or the new one is there, complete."""
+    partial = path.with_name(f".{path.name}.partial")
+    with writing(path):
+        try:
+            with partial.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise
+
+
+class Table:
+    """A CSV file with a column ``step``."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Add a row; the first one decides the columns."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(row), lineterminator="\n")
+        if not self.path.exists():
+            writer.writeheader()
+        writer.writerow(row)
+        with writing(self.path), self.path.open("a", encoding="utf-8") as file:
+            file.write(text.getvalue())
+
+    def rows(self) -> list[dict[str, float]]:
+        """All complete rows; cells that are not numbers are left out."""
+        if not self.path.exists():
+            return []
+        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+        # a kill while writing leaves a line without its end
+        rows = csv.DictReader(line for line in lines if line.endswith("\n"))
+        return [{name: float(cell) for name, cell in row.items() if _is_number(cell)} for row in rows]
+
+    def cut(self, step: int) -> None:
+        """Drop rows behind a step, and an incomplete last line."""
+        if not self.path.exists():
+            return
+        header, *lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True) or [""]
+        position = header.strip().split(",").index("step") if header.endswith("\n") else 0
+        kept = [line for line in lines if line.endswith("\n") and int(line.split(",")[position]) <= step]
+        if kept:
+            write_beside(self.path, (header + "".join(kept)).encode())
+        else:
+            self.path.unlink()
+
+
+class RunFolder:
+    """Paths and files of a run.
+
+    Args:
+        path: the folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.train = Table(path / "train.csv")
+        self.metrics = Table(path / "metrics.csv")
+        self.checkpoints = path / "checkpoints"
+        self.model = path / "model.safetensors"
+        self.bad_images = path / "bad_images.txt"
+
+    def create(self, config: TrainingConfig) -> None:
+        """Make the folder and write what is known before training.
+
+        Raises:
+            RunFolderError: if it holds anything already, or cannot be written.
+        """
+        with writing(self.path):
+            if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+                raise RunFolderError(
+                    f"{self.path} exists already; continue its run with --resume, or give another --output"
+                )
+            self.checkpoints.mkdir(parents=True)
+        write_beside(self.path / "config.yaml", yaml.safe_dump(config.to_plain(), sort_keys=False).encode())
+        self._add_session()
+
+    def reopen(self, config: TrainingConfig) -> None:
+        """Check that the folder holds a run of this configuration.
+
+        Raises:
+            RunFolderError: if there is nothing to resume.
+            InvalidConfig: naming the first field that has changed.
+        """
+        before = type(config).from_plain(self.read_config()).to_plain()
+        now = config.to_plain()
+        free = {field.name for field in _fields(config) if field.metadata["may_change"]}
+        for name, value in now.items():
+            if name not in free and value != before[name]:
+                raise InvalidConfig(
+                    f"{self.path} was started with {name} = {before[name]}, not {value}; "
+                    "resume with the same value, or give another --output"
+                )
+        self._add_session()
+
+    def read_config(self) -> dict[str, Any]:
+        """Contents of ``config.yaml``.
+
+        Raises:
+            RunFolderError: if there is none.
+        """
+        try:
+            config = yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise RunFolderError(f"nothing to resume in {self.path}: it has no config.yaml") from error
+        except (OSError, yaml.YAMLError) as error:
+            raise RunFolderError(f"cannot read {self.path / 'config.yaml'}: {error}") from error
+        if not isinstance(config, dict):
+            raise RunFolderError(f"{self.path / 'config.yaml'} holds no options")
+        return config
+
+    def read_sessions(self) -> list[dict[str, Any]]:
+        """Contents of ``environment.json``: one entry for each time that the run was started or resumed."""
+        path = self.path / "environment.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+
+    def _add_session(self) -> None:
+        sessions = [*self.read_sessions(), environment()]
+        write_beside(self.path / "environment.json", json.dumps(sessions, indent=2).encode())
+
+
+def environment() -> dict[str, Any]:
+    """Code, versions, machine and command of this process."""
+    return {
+        "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "git": _git(),
+        "versions": {"python": platform.python_version(), **_versions()},
+        "machine": {
+            "system": platform.platform(),
+            "processor": platform.processor() or platform.machine(),
+            "cpu_count": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        },
+    }
+
+
+def _git() -> dict[str, Any] | None:
+    """Commit of the working directory's tree, and whether files differ from it; None outside of git."""
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10, check=False)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    commit, status = git("rev-parse", "HEAD"), git("status", "--porcelain")
+    return None if status is None else {"commit": commit, "dirty": bool(status)}
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for package in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    return versions
+
+
+def _fields(config: TrainingConfig) -> Sequence[Any]:
+    return list(config.__dataclass_fields__.values())
+
+
+def _is_number(cell: str | None) -> bool:
+    try:
+        float(cell or "")
+    except ValueError:
+        return False
+    return True

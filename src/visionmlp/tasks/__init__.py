@@ -1,0 +1,1 @@
+"""Where model, loss and metric meet."""

@@ -1,0 +1,210 @@
+"""Figures: learning curves, confusion matrix, rows of token-mixing matrices. The only file that imports matplotlib.
+
+Figures are drawn without pyplot, so no display and no global state is needed. Colours are told apart without colour
+vision: Okabe and Ito's blue and vermilion for lines, one hue by lightness for counts, blue-white-red for signs.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+
+from visionmlp.errors import RunFolderError, require
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BLUE, VERMILION, GREY = "#0072B2", "#D55E00", "#666666"
+_STYLE = {
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.6,
+    "lines.linewidth": 1.6,
+    "legend.frameon": False,
+}
+_NAMED_CLASSES, _COUNTED_CLASSES = 40, 20
+
+Rows = Sequence[Mapping[str, float]]
+
+
+def learning_curves(training: Rows, evaluation: Rows, path: Path) -> Path:
+    """Loss, accuracy and learning rate over steps.
+
+    Args:
+        training: rows with ``step``, ``loss`` and ``lr``.
+        evaluation: rows with ``step``, ``loss`` and ``top1`` (percent).
+        path: PNG file to write.
+
+    Raises:
+        MissingExtra: if matplotlib is not installed.
+        RunFolderError: if the file cannot be written.
+    """
+    with _style():
+        figure = _figure(9.6, 2.9)
+        loss, accuracy, rate = figure.subplots(1, 3)
+        loss.plot(*_line(training, "loss"), color=BLUE, label="training")
+        loss.plot(*_line(evaluation, "loss"), color=VERMILION, linestyle="--", label="held out")
+        loss.set(title="Loss", xlabel="step", ylim=(0, None))
+        loss.legend()
+        steps, top1 = _line(evaluation, "top1")
+        accuracy.plot(steps, top1, color=VERMILION, marker="o" if len(steps) < 2 else "")
+        accuracy.set(title="Top-1 accuracy, held out (%)", xlabel="step", ylim=_accuracy_limits(top1))
+        if top1:
+            best = int(np.argmax(top1))
+            accuracy.plot(steps[best], top1[best], "o", color=VERMILION, markersize=5)
+            accuracy.annotate(
+                f"{top1[best]:.2f}",
+                (steps[best], top1[best]),
+                xytext=(0, -8),
+                textcoords="offset points",
+                ha="right" if best > len(top1) / 2 else "left",
+                va="top",
+                color=VERMILION,
+                fontweight="bold",
+            )
+        rate.plot(*_line(training, "lr"), color=GREY)
+        rate.set(title="Learning rate", xlabel="step", ylim=(0, None))
+        rate.yaxis.set_major_formatter("{x:g}")
+        return _save(figure, path)
+
+
+def confusion_matrix(confusion: Tensor, class_names: Sequence[str], path: Path) -> Path:
+    """True classes in rows, predictions in columns; shade is the share of the row.
+
+    Args:
+        confusion: counts (K, K).
+        class_names: K names; left out where there is no room.
+        path: PNG file to write.
+
+    Raises:
+        MissingExtra: if matplotlib is not installed.
+        RunFolderError: if the file cannot be written.
+    """
+    counts = confusion.double().numpy()
+    shares = counts / counts.sum(1, keepdims=True).clip(min=1)
+    classes = len(counts)
+    side = min(9.0, max(4.2, 0.38 * classes))
+    with _style(**{"axes.grid": False}):
+        figure = _figure(side + 0.9, side)
+        axes: Axes = figure.subplots()
+        # the square root lifts rare mistakes out of the background
+        image = axes.imshow(np.sqrt(shares), cmap="Blues", vmin=0, vmax=1)
+        if classes <= _NAMED_CLASSES:
+            tilted = max(map(len, class_names)) > 3
+            axes.set_xticks(
+                range(classes), class_names, rotation=40 if tilted else 0, ha="right" if tilted else "center"
+            )
+            axes.set_yticks(range(classes), class_names)
+        if classes <= _COUNTED_CLASSES:
+            for row, column in np.argwhere(counts > 0):
+                colour = "white" if shares[row, column] > 0.4 else "black"
+                axes.text(column, row, f"{counts[row, column]:.0f}", ha="center", va="center", color=colour, fontsize=8)
+        correct = 100 * counts.trace() / max(counts.sum(), 1)
+        axes.set(
+            title=f"{correct:.2f} % of {counts.sum():.0f} held-out images are right", xlabel="predicted", ylabel="true"
+        )
+        axes.spines[:].set_visible(False)
+        bar = figure.colorbar(image, ax=axes, fraction=0.045, pad=0.03, label="share of the true class")
+        ticks = (0, 0.01, 0.1, 0.25, 0.5, 1)
+        bar.set_ticks([share**0.5 for share in ticks], labels=[f"{100 * share:g} %" for share in ticks])
+        return _save(figure, path)
+
+
+def kernel_rows(
+    before: Tensor,
+    after: Tensor,
+    grid: tuple[int, int],
+    path: Path,
+    *,
+    positions: int = 4,
+    titles: tuple[str, str] = ("fully-connected weights as trained", "after Locality Injection"),
+) -> Path:
+    """Rows of a token-mixing matrix as images: what one output position takes from all input positions.
+
+    Each small image belongs to the output position with the black frame. A convolution that was merged into the matrix
+    shows as a bright pattern around it. Both halves share one scale.
+
+    Args:
+        before: (N, N), without the convolutions.
+        after: (N, N), with them merged in.
+        grid: height and width of the map, N = height x width.
+        path: PNG file to write.
+        positions: output positions to show along each side.
+        titles: of the two halves.
+
+    Raises:
+        MissingExtra: if matplotlib is not installed.
+        RunFolderError: if the file cannot be written.
+    """
+    height, width = grid
+    rows = _spread(height, positions)
+    columns = _spread(width, positions)
+    maps = [matrix.detach().double().cpu().numpy().reshape(height, width, height, width) for matrix in (before, after)]
+    limit = float(np.quantile(np.abs(maps[1][np.ix_(rows, columns)]), 0.995)) or 1.0
+    image: Any = None
+    with _style(**{"axes.grid": False, "axes.spines.top": True, "axes.spines.right": True, "axes.linewidth": 0.5}):
+        figure = _figure(9.6, 4.4 * len(rows) / len(columns) * height / width + 0.2)
+        left, right, scale = figure.subfigures(1, 3, wspace=0.03, width_ratios=(1, 1, 0.17))  # type: ignore[misc]
+        for half, kernels, title in zip((left, right), maps, titles, strict=True):
+            half.suptitle(title, fontsize=10, fontweight="bold")
+            for axes, (i, j) in zip(
+                half.subplots(len(rows), len(columns), squeeze=False).flat,
+                [(i, j) for i in rows for j in columns],
+                strict=True,
+            ):
+                image = axes.imshow(kernels[i, j], cmap="RdBu_r", vmin=-limit, vmax=limit)
+                axes.add_patch(_frame(i, j))
+                axes.set_xticks([])
+                axes.set_yticks([])
+        scale.colorbar(image, cax=scale.add_axes((0.1, 0.2, 0.2, 0.6)), label="weight", extend="both")
+        return _save(figure, path)
+
+
+def _style(**changes: Any) -> Any:
+    return require("matplotlib", extra="plots").rc_context({**_STYLE, **changes})
+
+
+def _figure(width: float, height: float) -> "Figure":
+    return require("matplotlib.figure", extra="plots").Figure(figsize=(width, height), dpi=160, layout="constrained")
+
+
+def _frame(row: int, column: int) -> Any:
+    patches = require("matplotlib.patches", extra="plots")
+    return patches.Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="black", linewidth=1.0)
+
+
+def _line(rows: Rows, name: str) -> tuple[list[float], list[float]]:
+    chosen = [(row["step"], row[name]) for row in rows if name in row]
+    return [step for step, _ in chosen], [value for _, value in chosen]
+
+
+def _accuracy_limits(values: Sequence[float]) -> tuple[float, float]:
+    """Room for the curve, but not so much zoom that noise looks like progress."""
+    low = min(values, default=0.0)
+    return (max(0.0, low - 0.1 * (100 - low) - 2), 103.0 if max(values, default=0.0) > 80 else max(values) * 1.1 + 1)
+
+
+def _spread(size: int, count: int) -> list[int]:
+    """``count`` positions along a side, evenly, away from the border where there is room."""
+    count = min(count, size)
+    return [int((k + 0.5) * size / count) for k in range(count)]
+
+
+def _save(figure: "Figure", path: Path) -> Path:
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        figure.savefig(partial, format="png", facecolor="white")
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise RunFolderError(f"cannot write {path}: {error.strerror or error}") from error
+    return path

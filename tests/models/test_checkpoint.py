@@ -1,0 +1,110 @@
+"""Our checkpoints: both forms, self-describing, written atomically."""
+
+import pytest
+import torch
+
+import visionmlp
+from tests.randomise import randomise
+from visionmlp.errors import CheckpointError, CheckpointMismatch, InvalidConfig, UnknownModel
+from visionmlp.layers.fusible import is_training_form
+
+
+@pytest.mark.parametrize("name", ["repmlpnet_test", "resmlp_test", "mlpmixer_test"])
+@pytest.mark.parametrize("form", ["training", "deploy"])
+@torch.no_grad()
+def test_round_trip(name, form, tmp_path):
+    model = randomise(visionmlp.create_model(name, num_classes=4, img_size=(32, 64), kernel_sizes=(1, 3))).eval()
+    if form == "deploy":
+        model = visionmlp.reparameterize(model)
+    path = tmp_path / "model.safetensors"
+    visionmlp.save_checkpoint(path, model, class_names=["a", "b", "c", "d"])
+    loaded, info = visionmlp.load_checkpoint(path)
+    x = torch.randn(2, 3, 32, 64)
+    assert torch.equal(loaded(x), model(x))
+    assert info.form == form
+    assert is_training_form(loaded) == (form == "training")
+    assert info.class_names == ["a", "b", "c", "d"]
+    assert info.preprocessing is not None
+    assert info.preprocessing["input_size"] == [3, 32, 64]
+    assert not loaded.training
+    assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
+    torch.testing.assert_close(visionmlp.reparameterize(loaded)(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_class_mlp_and_dtype_survive(tmp_path):
+    model = randomise(visionmlp.create_model("resmlp_test", global_pool="class_mlp")).bfloat16().eval()
+    deployed = visionmlp.reparameterize(model)
+    visionmlp.save_checkpoint(tmp_path / "m.safetensors", deployed)
+    loaded, _ = visionmlp.load_checkpoint(tmp_path / "m.safetensors")
+    x = torch.randn(2, 3, 32, 32).bfloat16()
+    assert next(loaded.parameters()).dtype == torch.bfloat16
+    assert torch.equal(loaded(x), deployed(x))
+
+
+def test_bad_files(tmp_path):
+    good = tmp_path / "good.safetensors"
+    visionmlp.save_checkpoint(good, visionmlp.create_model("resmlp_test"))
+    (tmp_path / "short.safetensors").write_bytes(good.read_bytes()[:-1000])
+    (tmp_path / "text.safetensors").write_text("not weights")
+    from safetensors.torch import save_file
+
+    save_file({"x": torch.zeros(1)}, tmp_path / "theirs.safetensors")
+    for name, message in {
+        "missing.safetensors": "no checkpoint file",
+        "short.safetensors": "truncated",
+        "text.safetensors": "truncated",
+        "theirs.safetensors": "does not say which model",
+    }.items():
+        with pytest.raises(CheckpointError, match=message):
+            visionmlp.load_checkpoint(tmp_path / name)
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "model.safetensors"
+    visionmlp.save_checkpoint(path, visionmlp.create_model("resmlp_test"))
+    old = path.read_bytes()
+
+    def full(tensors, target, metadata):
+        target.write_bytes(b"partial")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("visionmlp.models.checkpoint.save_file", full)
+    with pytest.raises(CheckpointError, match="No space left"):
+        visionmlp.save_checkpoint(path, visionmlp.create_model("resmlp_test"))
+    assert path.read_bytes() == old
+    assert list(tmp_path.iterdir()) == [path]
+    with pytest.raises(CheckpointError, match="cannot write"):
+        visionmlp.save_checkpoint(tmp_path / "absent" / "m.safetensors", visionmlp.create_model("resmlp_test"))
+
+
+def test_load_model_takes_names_folders_and_files(tmp_path):
+    model = randomise(visionmlp.create_model("resmlp_test", num_classes=4)).eval()
+    path = tmp_path / "model.safetensors"
+    visionmlp.save_checkpoint(path, model, class_names=list("abcd"))
+    x = torch.randn(1, 3, 32, 32)
+    for reference in (path, tmp_path, str(path)):
+        loaded, info = visionmlp.load_model(reference)
+        torch.testing.assert_close(loaded(x), model(x))
+        assert info.class_names == list("abcd")
+    fresh, info = visionmlp.load_model("resmlp_test", num_classes=3)
+    assert fresh.num_classes == 3
+    assert info.source == "fresh weights"
+    tuned, info = visionmlp.load_model("resmlp_test", checkpoint=path, num_classes=6)
+    assert tuned(x).shape == (1, 6)
+    assert info.class_names is None
+    assert torch.equal(tuned.stem.proj.weight, model.stem.proj.weight)
+    with pytest.raises(CheckpointMismatch, match="holds resmlp_test, not mlpmixer_test"):
+        visionmlp.load_model("mlpmixer_test", checkpoint=path)
+    with pytest.raises(InvalidConfig, match="num_classes with a model name"):
+        visionmlp.load_model(path, num_classes=3)
+    with pytest.raises(UnknownModel):
+        visionmlp.load_model("resnet50")
+    for missing in ("runs/none", "model.pth"):
+        with pytest.raises(CheckpointError, match="no checkpoint file"):
+            visionmlp.load_model(missing)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match=r"no model\.safetensors"):
+        visionmlp.load_model(tmp_path / "empty")
+    torch.save({}, tmp_path / "theirs.pth")
+    with pytest.raises(CheckpointError, match="give the model's name"):
+        visionmlp.load_model(tmp_path / "theirs.pth")

@@ -1,0 +1,171 @@
+"""The authors' files: wrappers, prefixes, layouts, sizes, and everything that can be wrong with them."""
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import visionmlp
+from tests.randomise import randomise
+from visionmlp.errors import CheckpointError, CheckpointMismatch
+
+
+def official_resmlp(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """A state dict with the authors' names, made from one of ours."""
+    names = {
+        "stem.": "patch_embed.",
+        "stages.0.blocks.": "blocks.",
+        ".spatial.fc.": ".attn.",
+        ".channel.": ".mlp.",
+        ".scale1.gamma": ".gamma_1",
+        ".scale2.gamma": ".gamma_2",
+        "head.fc.": "head.",
+    }
+    state = {}
+    for name, value in model.state_dict().items():
+        for ours, theirs in names.items():
+            name = name.replace(ours, theirs)
+        state[name] = value.clone()
+    return state
+
+
+@pytest.fixture
+def trained():
+    return randomise(visionmlp.create_model("resmlp_test"), seed=3).eval()
+
+
+def same(model, other) -> bool:
+    return all(torch.equal(value, other.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda s: s,
+        lambda s: {"model": s, "epoch": 3, "args": {"lr": 0.1}},
+        lambda s: {"state_dict": {f"module.{k}": v for k, v in s.items()}},
+        lambda s: {"model_ema": s, "optimizer": {"step": 1}},
+        lambda s: {k: v.numpy() for k, v in s.items()},
+    ],
+)
+def test_wrappers_prefixes_and_arrays(trained, tmp_path, wrap):
+    content = wrap(official_resmlp(trained))
+    assert same(visionmlp.load_official(visionmlp.create_model("resmlp_test"), content), trained)
+    if not isinstance(next(iter(content.values())), np.ndarray):
+        torch.save(content, tmp_path / "theirs.pth")
+        assert same(visionmlp.load_official(visionmlp.create_model("resmlp_test"), tmp_path / "theirs.pth"), trained)
+
+
+def test_mixer_npz(tmp_path):
+    model = randomise(visionmlp.create_model("mlpmixer_test"), seed=4)
+    state = {}
+    for name, value in model.state_dict().items():
+        parts = name.replace("stages.0.blocks.", "MixerBlock_").replace("stem.proj", "stem").replace("head.fc", "head")
+        for ours, theirs in {
+            "norm1": "LayerNorm_0",
+            "norm2": "LayerNorm_1",
+            "spatial": "token_mixing",
+            "channel": "channel_mixing",
+            "fc1": "Dense_0",
+            "fc2": "Dense_1",
+        }.items():
+            parts = parts.replace(ours, theirs)
+        parts = "pre_head_layer_norm" + parts.removeprefix("norm") if parts.startswith("norm.") else parts
+        array = value.numpy()
+        if parts.endswith("weight"):
+            leaf = "scale" if array.ndim == 1 else "kernel"
+            parts = parts.removesuffix("weight") + leaf
+            array = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
+        state[parts.replace(".", "/")] = array
+    np.savez(tmp_path / "Mixer.npz", **state)
+    assert same(visionmlp.load_official(visionmlp.create_model("mlpmixer_test"), tmp_path / "Mixer.npz"), model)
+
+
+def test_mismatch_lists_every_key_and_changes_nothing(trained):
+    state = official_resmlp(trained)
+    del state["norm.alpha"]
+    state["extra.weight"] = torch.zeros(2)
+    state["head.weight"] = torch.zeros(7, 16)
+    target = randomise(visionmlp.create_model("resmlp_test"), seed=9)
+    before = {k: v.clone() for k, v in target.state_dict().items()}
+    with pytest.raises(CheckpointMismatch) as info:
+        visionmlp.load_official(target, state)
+    assert info.value.missing == ["norm.alpha"]
+    assert info.value.unexpected == ["extra.weight"]
+    assert info.value.misshapen == ["head.fc.weight"]
+    assert "head.fc.weight is 7x16, not 10x16" in str(info.value)
+    assert "\n" not in str(info.value)
+    assert all(torch.equal(before[k], v) for k, v in target.state_dict().items())
+
+
+def test_token_matrices_are_resized(trained):
+    state = official_resmlp(trained)
+    larger = visionmlp.load_official(visionmlp.create_model("resmlp_test", img_size=(64, 48)), state)
+    weight = larger.stages[0].blocks[0].spatial.fc.weight
+    assert weight.shape == (48, 48)
+    from visionmlp.ops.resize import resize_grid, resize_token_matrix
+
+    source = trained.stages[0].blocks[0].spatial.fc
+    torch.testing.assert_close(weight, resize_token_matrix(source.weight, (4, 4), (8, 6)))
+    torch.testing.assert_close(larger.stages[0].blocks[0].spatial.fc.bias, resize_grid(source.bias, (4, 4), (8, 6)))
+    assert torch.equal(larger.stages[0].blocks[0].channel.fc1.weight, trained.stages[0].blocks[0].channel.fc1.weight)
+    back = visionmlp.create_model("resmlp_test")
+    with pytest.raises(CheckpointMismatch, match="misshapen"):
+        visionmlp.load_official(back, official_resmlp(larger))
+    visionmlp.load_official(back, official_resmlp(larger), img_size=(64, 48))
+
+
+@pytest.mark.parametrize("name", ["mlpmixer_test", "repmlpnet_test"])
+def test_resized_models_react_alike(name):
+    """Twice the resolution, the same picture: the classifier sees nearly the same."""
+    from visionmlp.models.official import _resize_tokens
+
+    model = randomise(visionmlp.create_model(name)).eval()
+    size = 64
+    larger = visionmlp.create_model(name, img_size=size).eval()
+    larger.load_state_dict(_resize_tokens(larger, model.state_dict(), None))
+    assert larger(torch.randn(1, 3, size, size)).shape == (1, 10)
+
+
+class Bomb:
+    def __reduce__(self):
+        return (Path.touch, (Path("exploded"),))
+
+
+def test_bad_files_are_one_clear_error(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = visionmlp.create_model("resmlp_test")
+    torch.save(official_resmlp(trained), tmp_path / "good.pth")
+    whole = (tmp_path / "good.pth").read_bytes()
+    (tmp_path / "short.pth").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "empty.pth").write_bytes(b"")
+    (tmp_path / "text.pth").write_text("not weights")
+    (tmp_path / "bad.npz").write_bytes(b"PK\x03\x04 broken")
+    (tmp_path / "bomb.pth").write_bytes(pickle.dumps({"model": Bomb()}, protocol=2))
+    torch.save({"model": Bomb()}, tmp_path / "zipbomb.pth")
+    torch.save([1, 2], tmp_path / "list.pth")
+    torch.save({"epoch": 3}, tmp_path / "nothing.pth")
+    expected = {
+        "missing.pth": "no checkpoint file",
+        "short.pth": "truncated",
+        "empty.pth": "truncated",
+        "text.pth": "truncated",
+        "bad.npz": "truncated",
+        "bomb.pth": "could run code",
+        "zipbomb.pth": "could run code",
+        "list.pth": "holds list",
+        "nothing.pth": "'epoch' that is no tensor",
+    }
+    for name, message in expected.items():
+        with pytest.raises(CheckpointError, match=message) as info:
+            visionmlp.load_official(model, tmp_path / name)
+        assert name in str(info.value)
+        assert "\n" not in str(info.value)
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_a_deploy_form_takes_no_official_weights(trained):
+    with pytest.raises(CheckpointError, match="training form"):
+        visionmlp.load_official(visionmlp.reparameterize(trained), official_resmlp(trained))
