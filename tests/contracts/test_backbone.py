@@ -233,7 +233,7 @@ def test_exports_with_dynamic_batch(model, form):
 
 
 def test_wrong_sizes_and_channels_name_what_works(model, name):
-    with pytest.raises(InvalidImageSize, match="32x32.*48x48") as info:
+    with pytest.raises(InvalidImageSize, match=r"32x32.*48x48") as info:
         model(image(1, (48, 48)))
     assert "img_size" in str(info.value)
     with pytest.raises(InvalidConfig, match=r"\(B, 3, H, W\)"):

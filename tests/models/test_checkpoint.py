@@ -64,7 +64,7 @@ def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     visionmlp.save_checkpoint(path, visionmlp.create_model("resmlp_test"))
     old = path.read_bytes()
 
-    def full(tensors, target, metadata):
+    def full(_tensors, target, **_metadata):
         target.write_bytes(b"partial")
         raise OSError(28, "No space left on device")
 

@@ -18,7 +18,7 @@ def test_an_average_over_tokens_stays_an_average(new):
 
 
 def test_a_smooth_field_is_sampled_where_it_should_be():
-    rows, columns = torch.meshgrid(torch.arange(6.0), torch.arange(8.0), indexing="ij")
+    rows, _ = torch.meshgrid(torch.arange(6.0), torch.arange(8.0), indexing="ij")
     resized = resize_grid((rows + 0.5).flatten(), (6, 8), (12, 16)).view(12, 16)
     inner = slice(3, -3)
     torch.testing.assert_close(resized[inner, 5], ((torch.arange(12) + 0.5) / 2)[inner])

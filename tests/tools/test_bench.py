@@ -38,18 +38,18 @@ class FakeClock:
 
 def test_calls_take_turns_and_the_warm_up_is_not_timed() -> None:
     clock = FakeClock()
-    calls = {"a": clock.call("a", 9.0, 0.5), "b": clock.call("b", 7.0, 0.25)}
+    calls = {"a": clock.call("a", 9.0, 8.0, 0.5), "b": clock.call("b", 7.0, 6.0, 0.25)}
     durations = interleave(calls, seconds=2.0, turns=2, clock=clock)
-    # a turn is one second, after one untimed call
+    # a turn is one second, after one untimed call, and all are warmed up before the first
     assert durations == {"a": [0.5] * 4, "b": [0.25] * 8}
-    assert clock.log == ["a"] * 3 + ["b"] * 5 + ["a"] * 3 + ["b"] * 5
+    assert clock.log == ["a", "b"] + ["a"] * 3 + ["b"] * 5 + ["a"] * 3 + ["b"] * 5
 
 
 def test_a_call_longer_than_its_turn_is_timed_once_per_turn() -> None:
     clock = FakeClock()
     durations = interleave({"slow": clock.call("slow", 5.0)}, seconds=1.0, turns=3, clock=clock)
     assert durations == {"slow": [5.0] * 3}
-    assert len(clock.log) == 4
+    assert len(clock.log) == 2 + 3
 
 
 def test_gemm_efficiency_of_a_matrix_product_is_one() -> None:

@@ -4,7 +4,7 @@ import torch
 from visionmlp.errors import UnknownModel
 from visionmlp.models.checkpoint import load_model
 from visionmlp.models.registry import list_models, variant
-from visionmlp.tools.catalog import catalog, catalog_rows, catalog_table, count_macs, count_params
+from visionmlp.tools.catalog import catalog, catalog_rows, catalog_table, count_macs, count_params, count_text
 
 
 def test_all_models() -> None:
@@ -47,6 +47,15 @@ def test_a_shared_parameter_counts_once_and_a_linear_layer_counts_its_products()
     layer = torch.nn.Linear(5, 7)
     assert count_params(torch.nn.ModuleList([layer, layer])) == 42
     assert count_macs(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 7)), (3, 2, 2)) == 84
+
+
+def test_count_text() -> None:
+    assert [count_text(count) for count in (7, 26_567, 38_293_608, 2_814_000_000)] == [
+        "7",
+        "26.57 k",
+        "38.29 M",
+        "2.81 G",
+    ]
 
 
 def test_table_and_rows() -> None:

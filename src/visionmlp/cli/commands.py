@@ -199,7 +199,8 @@ COMMANDS = {
             "Options are taken from, in rising order: their defaults, --recipe, --config, the command line."
         ),
         examples=[
-            "train repmlpnet_cifar --data sklearn/digits --output runs/digits",
+            "train --recipe digits --output runs/digits",
+            "train resmlp_s12 --data folder_with_train_and_val --img-size 160 --output runs/resmlp",
             "train --config run.yaml --output runs/second --epochs 20",
             "train --config run.yaml --print-config",
             "train --resume --output runs/digits",

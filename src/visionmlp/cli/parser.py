@@ -152,7 +152,7 @@ def usage_error(error: Exception, parser: ArgumentParser) -> UsageError:
 
 
 def config_first(words: Sequence[str]) -> list[str]:
-    """The words with ``--config FILE`` moved to the front: of two settings the later wins, and that is the explicit one."""
+    """The words with ``--config FILE`` moved to the front, since of two settings a parser takes the later."""
     front, rest = [], list(words)
     for index in reversed(range(len(words))):
         if words[index].startswith("--config="):

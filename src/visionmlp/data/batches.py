@@ -164,6 +164,10 @@ class TrainingBatches:
                 raise DataError("no image of the training data can be read")
             yield batch
 
+    def close(self) -> None:
+        """End the workers."""
+        _close(self.loader)
+
 
 class EvaluationBatches:
     """All images of a source in order, each once; rank r takes every image = r mod ranks.
@@ -194,6 +198,10 @@ class EvaluationBatches:
 
     def __iter__(self) -> Iterator[Batch]:
         return (batch for batch in _checked(self.loader, self.bad_images) if len(batch.labels))
+
+    def close(self) -> None:
+        """End the workers."""
+        _close(self.loader)
 
 
 def _read(source: ImageSource, index: int, mode: str) -> Image | BadImage:
@@ -243,3 +251,10 @@ def _checked(loader: DataLoader[Any], bad_images: BadImageLog) -> Iterator[Batch
             raise DataError(f"a data worker failed: {lines[-1]}; num_workers 0 shows where") from error
         bad_images.report(batch.bad)
         yield batch
+
+
+def _close(loader: DataLoader[Any]) -> None:
+    # if left to the garbage collector, each worker may be waited for in vain, for seconds
+    if (iterator := loader._iterator) is not None:
+        iterator._shutdown_workers()  # type: ignore[attr-defined]
+        loader._iterator = None

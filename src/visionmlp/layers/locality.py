@@ -32,7 +32,7 @@ def check_kernel_sizes(kernel_sizes: Sequence[int]) -> tuple[int, ...]:
 
 
 class LocalityBranch(nn.Module):
-    """Depth-wise k x k convolution, then BatchNorm, with share-sets: channel c uses number ``c % share_sets`` of both."""
+    """Depth-wise k x k convolution, then BatchNorm; channel c uses share-set ``c % share_sets`` of both."""
 
     def __init__(self, share_sets: int, kernel_size: int) -> None:
         super().__init__()

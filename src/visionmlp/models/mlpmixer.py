@@ -1,7 +1,7 @@
 """MLP-Mixer: an all-MLP architecture for vision (Tolstikhin et al., arXiv 2105.01601).
 
 Eq. 1, token mixing: `layers.token_mixing.TokenMLP`; channel mixing: `layers.channel_mlp.ChannelMLP`. Where the paper is
-silent, follows the authors' Flax code: GELU by tanh, LayerNorm eps 1e-6, biases everywhere, LayerNorm before the average.
+silent, follows the authors' Flax code: GELU by tanh, LayerNorm eps 1e-6, biases everywhere, LayerNorm before pooling.
 Stochastic depth grows linearly with depth, as in the authors' second code base (big_vision).
 
 Layout (B, H, W, C).

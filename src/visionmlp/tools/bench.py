@@ -16,7 +16,7 @@ from visionmlp.errors import InvalidConfig
 from visionmlp.layers.fusible import is_training_form, reparameterize
 from visionmlp.models.backbone import Backbone
 from visionmlp.models.checkpoint import load_model
-from visionmlp.tools.catalog import count_macs, count_params
+from visionmlp.tools.catalog import count_macs, count_params, count_text
 from visionmlp.tools.timing import Machine, describe_machine, interleave, open_device, peak_memory
 
 Form = Literal["training", "deploy"]
@@ -263,12 +263,12 @@ def bench_table(result: Benchmark) -> Table:
     table = Table(title=title, title_justify="left")
     for heading in ("model", "form", "runtime", "dtype"):
         table.add_column(heading)
-    for heading in ("batch", "params M", "MACs G", "images/s", "p50 ms", "p99 ms", "GEMM eff. %", "peak MiB"):
+    for heading in ("batch", "params", "MACs", "images/s", "p50 ms", "p99 ms", "GEMM eff. %", "peak MiB"):
         table.add_column(heading, justify="right")
     for m in result.measurements:
         numbers = (
-            f"{m.params / 1e6:.2f}",
-            f"{m.macs / 1e9:.3f}",
+            count_text(m.params),
+            count_text(m.macs),
             f"{m.images_per_second:.1f}",
             f"{m.p50_ms:.2f}",
             f"{m.p99_ms:.2f}",

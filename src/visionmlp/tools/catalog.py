@@ -116,5 +116,13 @@ def catalog_rows(entries: list[CatalogEntry]) -> list[dict[str, Any]]:
     return [dataclasses.asdict(entry) for entry in entries]
 
 
+def count_text(count: float) -> str:
+    """A count in the unit that suits it: ``26.57 k``, ``38.29 M``, ``2.81 G``."""
+    for unit, symbol in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if count >= unit:
+            return f"{count / unit:.2f}{symbol}"
+    return f"{count:.0f}"
+
+
 def _scaled(value: float | None, unit: float, digits: int) -> str:
     return "" if value is None else f"{value / unit:.{digits}f}"

@@ -44,8 +44,9 @@ def interleave(
 ) -> dict[Any, list[float]]:
     """Durations of calls that take turns, so that a machine whose speed drifts treats all alike.
 
-    In a turn a call is repeated for ``seconds / turns``, at least once, after an untimed repetition that brings its
-    weights back into the cache (left out where one call fills the turn, since then it hardly matters).
+    All are called once to warm up. In a turn a call is repeated for ``seconds / turns``, at least once, after an
+    untimed repetition that brings its weights back into the cache (left out where one call fills the turn, since then
+    it hardly matters).
 
     Args:
         calls: what to time, by any key.
@@ -58,6 +59,9 @@ def interleave(
     """
     share = seconds / turns
     durations: dict[Any, list[float]] = {key: [] for key in calls}
+    # before anything is timed, as compilers work on in other processes
+    for call in calls.values():
+        call()
     for _ in range(turns):
         for key, call in calls.items():
             samples = durations[key]

@@ -1,0 +1,42 @@
+# make demo   train, deploy and export a small vision MLP on real images (about three minutes on two cores)
+# make test   all tests
+# make check  lint, types, import rules
+# make bench  speed of the deploy forms against the machine's own matrix product
+# make setup  the environment alone; the others do it first
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+
+.PHONY: setup demo test check bench clean
+
+setup: $(STAMP)
+
+# uv installs the pinned versions with their hashes; pip is used only to get uv
+$(STAMP): requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("visionmlp needs Python 3.10 or newer") if sys.version_info < (3, 10) else None'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --require-hashes -r requirements.lock
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --no-build-isolation --no-deps -e .
+	touch $(STAMP)
+
+demo: setup
+	$(BIN)/visionmlp demo
+
+# one thread for each worker: two workers with two threads each would wait for each other
+test: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+bench: setup
+	$(BIN)/visionmlp bench repmlpnet_t224 resmlp_s24 mlpmixer_b16 --batch-size 1 8 --compare timm
+
+clean:
+	rm -rf $(VENV) build dist

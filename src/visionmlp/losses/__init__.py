@@ -1,0 +1,1 @@
+"""Losses that timm does not have; classification takes timm's."""

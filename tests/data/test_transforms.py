@@ -1,0 +1,75 @@
+"""Every augmentation option reaches the image."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from visionmlp.data import Augmentation, Preprocessing
+from visionmlp.data.seeding import seeded
+
+PREPROCESSING = Preprocessing(input_size=(3, 16, 16), mean=(0.0,) * 3, std=(1.0,) * 3)
+PLAIN = Augmentation(crop="center", hflip=0.0)
+IMAGE = Image.fromarray(np.random.default_rng(0).integers(1, 256, (20, 16, 3), dtype=np.uint8))
+
+
+def augment(augmentation: Augmentation, seed: int = 0, image: Image.Image = IMAGE) -> torch.Tensor:
+    with seeded(seed):
+        return augmentation.transform(PREPROCESSING)(image)
+
+
+def test_without_augmentation_training_sees_what_evaluation_sees() -> None:
+    assert torch.equal(augment(PLAIN), PREPROCESSING.transform()(IMAGE))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"crop": "pad"},
+        {"crop": "resized"},
+        {"hflip": 1.0},
+        {"rotation": 30.0},
+        {"color_jitter": 0.4},
+        {"auto_augment": "rand-m9-mstd0.5-inc1"},
+        {"erasing": 1.0},
+    ],
+)
+def test_each_option_changes_the_image(change: dict[str, object]) -> None:
+    assert not torch.equal(augment(dataclasses.replace(PLAIN, **change)), augment(PLAIN))
+
+
+@pytest.mark.parametrize(
+    ("base", "change"),
+    [
+        ({"crop": "resized"}, {"crop_scale": (0.9, 1.0)}),
+        ({"crop": "resized"}, {"crop_ratio": (2.0, 2.1)}),
+        ({"crop": "pad"}, {"crop_padding": 1}),
+        ({"erasing": 1.0}, {"erasing_mode": "const"}),
+    ],
+)
+def test_each_option_of_an_option_has_an_effect(base: dict[str, object], change: dict[str, object]) -> None:
+    before = dataclasses.replace(PLAIN, **base)
+    assert not torch.equal(augment(before), augment(dataclasses.replace(before, **change)))
+
+
+def test_a_pad_crop_is_a_shift_within_black() -> None:
+    image = Image.new("RGB", (16, 16), (255, 255, 255))
+    augmentation = Augmentation(crop="pad", crop_padding=4, hflip=0.0)
+    crops = [augment(augmentation, seed, image) for seed in range(20)]
+    assert all(set(crop.unique().tolist()) <= {0.0, 1.0} for crop in crops)
+    assert min(crop.sum() for crop in crops) >= 3 * 12 * 12
+    assert len({tuple(crop[0].sum(0).tolist()) for crop in crops}) > 3
+
+
+def test_preprocessing_is_timms_resize_crop_normalise() -> None:
+    preprocessing = Preprocessing(
+        input_size=(1, 8, 8), mean=(0.25,), std=(0.5,), interpolation="bilinear", crop_pct=0.5
+    )
+    image = Image.new("L", (32, 32), 255)
+    image.paste(0, (0, 0, 32, 8))  # the crop leaves the upper quarter out
+    result = preprocessing.transform()(image)
+    assert result.shape == (1, 8, 8)
+    assert result.mean().item() == pytest.approx(1.5, abs=0.1)
+    assert preprocessing.mode == "L"
