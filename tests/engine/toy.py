@@ -88,7 +88,6 @@ def toy_fit(
     fabric = Fabric(accelerator="cpu", devices=1, precision=config.precision)
     fabric.launch()
     run = RunFolder(config.output)
-    run.reopen(config) if resume else run.create(config)
     model = model or toy_model()
     result = fit(
         fabric=fabric,

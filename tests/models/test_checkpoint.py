@@ -28,6 +28,8 @@ def test_round_trip(name, form, tmp_path):
     assert info.preprocessing["input_size"] == [3, 32, 64]
     assert not loaded.training
     assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
+    (tmp_path / "other").touch()
+    assert path.stat().st_mode == (tmp_path / "other").stat().st_mode
     torch.testing.assert_close(visionmlp.reparameterize(loaded)(x), model(x), rtol=1e-4, atol=1e-5)
 
 

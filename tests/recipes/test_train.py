@@ -151,11 +151,8 @@ def test_a_truncated_image_stops_or_is_skipped_as_asked(images: Path, tmp_path: 
         train(config_for(root, tmp_path / "stop", num_workers=1))
     with pytest.warns(UserWarning, match="skipped image"):
         train(config_for(root, tmp_path / "skip", on_bad_image="skip"))
-    listed = (tmp_path / "skip/bad_images.txt").read_text().splitlines()
-    assert sorted(line.split("\t")[0] for line in listed) == [
-        str(root / "train/dark/3.png"),
-        str(root / "val/light/2.png"),
-    ]
+    listed = [line.split("\t")[0] for line in (tmp_path / "skip/bad_images.txt").read_text().splitlines()]
+    assert sorted(listed) == [str(root / "train/dark/3.png"), str(root / "val/light/2.png")]
     assert "Images left out" in (tmp_path / "skip/report.html").read_text()
     model, info = load_model(tmp_path / "skip")
     with pytest.warns(UserWarning, match="light/2.png"):

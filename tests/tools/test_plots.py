@@ -51,5 +51,5 @@ def test_kernel_rows_show_the_injected_pattern(tmp_path: Path) -> None:
 
 
 def test_a_figure_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(RunFolderError, match="cannot write .*curves.png: No such file or directory"):
+    with pytest.raises(RunFolderError, match=r"cannot write .*curves.png: No such file or directory"):
         learning_curves(TRAINING, EVALUATION, tmp_path / "missing" / "curves.png")

@@ -68,16 +68,19 @@ def fit(
         training: batches of this process.
         evaluation: batches of this process.
         config: options.
-        run: a folder that is created or reopened.
+        run: the folder; created, or with ``resume`` continued.
         write_weights: writes a checkpoint's weights.
         resume: whether to start from the folder's newest checkpoint.
 
     Raises:
         TrainingDiverged: if loss, gradient or weights are not finite; the last good checkpoint stays.
-        RunFolderError: if the folder cannot be written, or holds nothing to resume.
+        RunFolderError: if the folder cannot be written, holds a run already, or nothing to resume.
+        InvalidConfig: if a resumed run was started with other options.
         KeyboardInterrupt: at SIGINT or SIGTERM, when all is saved.
     """
     loop = _Loop(fabric, model, task, training, evaluation, config, run, write_weights)
+    # what is wrong with model, data or options has shown by now, and left no trace
+    on_rank_zero(fabric, lambda: run.reopen(config) if resume else run.create(config))
     if resume:
         loop.restore()
     else:

@@ -77,7 +77,10 @@ def save_checkpoint(
     tensors = {name: value.detach().cpu().contiguous() for name, value in (state or model.state_dict()).items()}
     partial = path.with_name(f".{path.name}.partial")
     try:
+        partial.touch()
+        mode = partial.stat().st_mode  # as the user's umask has it; safetensors would keep others out
         save_file(tensors, partial, metadata={_METADATA_KEY: json.dumps(metadata), "format": "pt"})
+        partial.chmod(mode)
         os.replace(partial, path)
     except (OSError, SafetensorError) as error:
         partial.unlink(missing_ok=True)

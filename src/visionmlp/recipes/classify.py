@@ -255,8 +255,6 @@ def _train(fabric: "Fabric", config: ClassifyConfig, resume: bool) -> TrainResul
         )
         write_report(run.path, confusion=evaluated["confusion"], class_names=class_names)
 
-    # everything above can fail without leaving a trace
-    on_rank_zero(fabric, lambda: run.reopen(config) if resume else run.create(config))
     with contextlib.closing(training), contextlib.closing(evaluation):
         result = fit(
             fabric=fabric,

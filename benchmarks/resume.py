@@ -1,0 +1,120 @@
+"""Real training runs that are killed in mid-epoch and resumed, against the same runs left alone.
+
+    python benchmarks/resume.py --cifar100 FOLDER --imagenette FOLDER --work FOLDER
+
+Every run is a `visionmlp train` of a few hundred steps. The second run of each pair gets SIGKILL and `--resume`; its
+weights must equal the first one's bit by bit. Writes docs/results/training.md.
+"""
+
+import argparse
+import csv
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+DOCUMENT = Path(__file__).parents[1] / "docs" / "results" / "training.md"
+STEPS, KILLED_AFTER = 240, 130
+COMMON = [
+    *("--max-steps", str(STEPS), "--batch-size", "16", "--log-every", "10", "--save-every", "50"),
+    *("--warmup-epochs", "0.05", "--num-workers", "1", "--label-smoothing", "0.1"),
+]
+RUNS = {
+    "repmlpnet_cifar": ("cifar100", ["--lr", "1e-3", "--crop", "pad", "--mixup", "0.2", "--ema-decay", "0.99"]),
+    "resmlp_s12": ("imagenette", ["--img-size", "160", "--lr", "5e-4", "--drop-path-rate", "0.05"]),
+    "mlpmixer_s16": ("imagenette", ["--img-size", "160", "--lr", "5e-4", "--auto-augment", "rand-m9-mstd0.5-inc1"]),
+}
+
+
+def command(model: str, data: str, output: str) -> list[str]:
+    return ["train", model, "--data", data, "--output", output, *COMMON, *RUNS[model][1]]
+
+
+def losses(folder: Path) -> list[tuple[int, float]]:
+    table = folder / "train.csv"
+    if not table.exists():
+        return []
+    with table.open() as lines:
+        return [(int(row["step"]), float(row["loss"])) for row in csv.DictReader(lines)]
+
+
+def run_killed(model: str, data: Path, output: Path, log: Path) -> int:
+    """Start, kill after KILLED_AFTER steps without warning, resume; the step of the last line before the kill."""
+    with log.open("a") as file:
+        words = [sys.executable, "-m", "visionmlp", *command(model, str(data), str(output))]
+        process = subprocess.Popen(words, stdout=file, stderr=file, start_new_session=True)
+        while not (rows := losses(output)) or rows[-1][0] < KILLED_AFTER:
+            if process.poll() is not None:
+                raise SystemExit(f"{model} ended before it could be killed, see {log}")
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        resume = [sys.executable, "-m", "visionmlp", "train", "--resume", "--output", str(output)]
+        subprocess.run(resume, check=True, stdout=file, stderr=file)
+    return rows[-1][0]
+
+
+def final_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The last checkpoint, and the best weights of the run, which are the moving average where there is one."""
+    last = load_file(max((folder / "checkpoints").glob("step-*.safetensors")))
+    best = load_file(folder / "model.safetensors")
+    return last | {f"best.{name}": value for name, value in best.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cifar100", type=Path, required=True)
+    parser.add_argument("--imagenette", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for model, (dataset, _) in RUNS.items():
+        data = getattr(args, dataset)
+        alone, killed = args.work / f"{model}-alone", args.work / f"{model}-killed"
+        log = args.work / f"{model}.log"
+        with log.open("a") as file:
+            words = [sys.executable, "-m", "visionmlp", *command(model, str(data), str(alone))]
+            subprocess.run(words, check=True, stdout=file, stderr=file)
+        step = run_killed(model, data, killed, log)
+        first, second = final_weights(alone), final_weights(killed)
+        equal = first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+        tables = all((alone / t).read_text().count("\n") == (killed / t).read_text().count("\n") for t in TABLES)
+        trace = losses(alone)
+        rows.append(
+            f"| {model} | {dataset} | {sum(loss for _, loss in trace[:3]) / 3:.3f} "
+            f"| {sum(loss for _, loss in trace[-3:]) / 3:.3f} | {step} | {'yes' if equal else 'NO'} "
+            f"| {'yes' if tables and [s for s, _ in trace] == [s for s, _ in losses(killed)] else 'NO'} |"
+        )
+        print(rows[-1], flush=True)
+    commands = "\n".join(f"visionmlp {shlex.join(command(m, d, f'runs/{m}'))}" for m, (d, _) in RUNS.items())
+    DOCUMENT.write_text(TEXT.format(rows="\n".join(rows), commands=commands, steps=STEPS))
+
+
+TABLES = ("train.csv", "metrics.csv")
+TEXT = """# Training on real images, killed and resumed
+
+{steps} steps each, on two CPU cores. Losses are means over the first and the last 30 steps. Every run was done twice:
+once left alone, once killed by SIGKILL in mid-epoch and resumed. All tensors of the final weights, the moving average
+included, were compared bit by bit; so were the steps in `train.csv`.
+
+| model | data | loss at start | loss at end | killed after step | weights bit-equal | tables complete |
+|---|---|---|---|---|---|---|
+{rows}
+
+```
+{commands}
+```
+
+`python benchmarks/resume.py` repeats this.
+"""
+
+
+if __name__ == "__main__":
+    main()
