@@ -23,7 +23,7 @@ DOCUMENT = Path(__file__).parents[1] / "docs" / "results" / "locality.md"
 BRANCHES = {"none": [], "1x1": [1], "3x3": [3], "1x1 + 3x3": [1, 3]}
 MODELS = {
     "RepMLPNet": ("repmlpnet_cifar", {"channels": 32, "blocks": [2, 2], "share_sets": [8, 32]}),
-    "ResMLP": ("resmlp_s12", {"patch_size": 2, "dim": 64, "depth": 4, "img_size": 32}),
+    "ResMLP": ("resmlp_s12", {"patch_size": 2, "dim": 48, "depth": 3, "img_size": 32}),
 }
 PAPER = {"RepMLPNet": [59.07, 60.73, 65.36, 67.43], "ResMLP": [55.58, 57.96, 63.76, 65.09]}
 BUDGET = [

@@ -1,6 +1,8 @@
 """Order and augmentation are functions of (seed, epoch, position); bad images follow the policy."""
 
+import os
 import random
+import signal
 import warnings
 from contextlib import closing
 from pathlib import Path
@@ -191,6 +193,16 @@ def test_no_good_image_at_all_is_an_error() -> None:
         warnings.simplefilter("ignore")
         with pytest.raises(DataError, match="no image of the training data can be read"):
             list(training(Noise(4, bad=(0, 1, 2, 3)), log=BadImageLog("skip")).epoch(0))
+
+
+def test_a_signal_to_the_process_group_leaves_the_workers_running() -> None:
+    with closing(training(Noise(40), num_workers=1)) as batches:
+        epoch = batches.epoch(0)
+        first = next(epoch)
+        (worker,) = batches.loader._iterator._workers  # type: ignore[union-attr]
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(worker.pid, number)
+        assert equal([first, *epoch], list(training(Noise(40)).epoch(0)))
 
 
 def test_a_workers_own_failure_is_one_line() -> None:

@@ -98,6 +98,7 @@ def toy_fit(
         config=config,
         run=run,
         write_weights=write_weights,
+        keep_best=lambda best, _sums: write_weights(run.model, best),
         resume=resume,
     )
     return model, result

@@ -18,6 +18,7 @@ from visionmlp.engine.run_folder import Table
 from visionmlp.errors import DataError, InvalidConfig, RunFolderError
 from visionmlp.models.checkpoint import load_model
 from visionmlp.recipes import ClassifyConfig, evaluate, read_config, train
+from visionmlp.tools.report import read_confusion
 
 EVERYTHING: dict[str, Any] = {
     "epochs": 4,
@@ -86,7 +87,7 @@ def test_a_run_folder_holds_everything(images: Path, tmp_path: Path) -> None:
     names = {path.name for path in result.folder.iterdir()}
     assert names == {
         *("config.yaml", "environment.json", "train.csv", "metrics.csv", "checkpoints"),
-        *("model.safetensors", "curves.png", "confusion.png", "report.html"),
+        *("model.safetensors", "confusion.csv", "curves.png", "confusion.png", "report.html"),
     }
     report = (result.folder / "report.html").read_text()
     assert report.count('src="data:image/png;base64,') == 2
@@ -99,6 +100,8 @@ def test_a_run_folder_holds_everything(images: Path, tmp_path: Path) -> None:
     evaluation = evaluate(model, info, data=str(images), batch_size=5)
     assert {name: evaluation[name] for name in ("top1", "top5", "loss")} == pytest.approx(result.metrics)
     assert evaluation["confusion"].tolist() == [[6, 0], [0, 6]]
+    confusion, names = read_confusion(result.folder / "confusion.csv")
+    assert (confusion.tolist(), names) == ([[6, 0], [0, 6]], ["dark", "light"])
     assert (evaluation["images"], evaluation["skipped"]) == (12, 0)
     with pytest.raises(RunFolderError, match="exists already"):
         train(config)

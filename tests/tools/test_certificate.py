@@ -72,6 +72,14 @@ def test_not_a_number_fails() -> None:
     assert not certificate.passed
 
 
+def test_a_model_that_rounds_by_itself_is_not_held_against_its_fusion() -> None:
+    _, certificate = quick(net(), SIZE)
+    assert 0 < certificate.rounding < 1e-6
+    rough = dataclasses.replace(certificate, rounding=1e-4, float32=3e-4)
+    assert rough.passed
+    assert not dataclasses.replace(rough, float32=5e-4).passed
+
+
 @pytest.mark.parametrize("limit", ["float64", "float32", "randomised"])
 def test_each_error_alone_decides(limit: str) -> None:
     _, certificate = quick(net(), SIZE)

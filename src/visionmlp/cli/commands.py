@@ -236,7 +236,8 @@ COMMANDS = {
         description=(
             "Write the deploy form of a model: its branches and norms folded into plain matrix products.\n"
             "It is written only if both forms agree on random images: to 1e-10 of the largest output in float64,\n"
-            "with the real weights and with random weights and norm statistics, and to 1e-5 in float32."
+            "with the real weights and with random weights and norm statistics, and to 1e-5 in float32\n"
+            "(or four times what the training form itself loses to rounding, if that is more)."
         ),
         examples=[
             "deploy runs/digits",

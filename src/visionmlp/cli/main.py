@@ -46,8 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             code = run(words)
             sys.stdout.flush()
             return code
-        except KeyboardInterrupt:
-            return fail("interrupted", INTERRUPTED)
+        except KeyboardInterrupt as interrupt:  # training says what is saved and how to go on
+            return fail(str(interrupt) or "interrupted", INTERRUPTED)
         except BrokenPipeError:
             # the reader has gone; without this the interpreter complains when it flushes at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -231,9 +231,10 @@ def _loader(samples: Dataset[_Sample], batches: Any, num_workers: int, pin_memor
 
 
 def _leave_signals_to_main(_worker: int) -> None:
-    # Ctrl-C reaches the whole process group; the main process still needs its batches to stop in good order
+    # Ctrl-C and timeout(1) signal the whole process group, but the main process needs its batches to stop in good
+    # order; a second SIGTERM is the loader's own
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
 def _checked(loader: DataLoader[Any], bad_images: BadImageLog) -> Iterator[Batch]:

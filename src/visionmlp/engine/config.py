@@ -79,6 +79,9 @@ class TrainingConfig:
 
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = option("auto", "kind of device", group="hardware")
     devices: int = option(1, "how many of them; several train data-parallel, one process each", group="hardware")
+    threads: int | None = option(
+        None, "CPU threads of each process; one is best for tiny models and busy machines", group="hardware"
+    )
     precision: Literal["32-true", "bf16-mixed", "bf16-true"] = option(
         "32-true", "float32, bfloat16 arithmetic with float32 weights, or all bfloat16", group="hardware"
     )
@@ -89,7 +92,7 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         for name in ("log_every", "eval_every", "keep_checkpoints", "epochs", "batch_size", "accumulate", "devices"):
             self.require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("save_every", "max_steps"):
+        for name in ("save_every", "max_steps", "threads"):
             value = getattr(self, name)
             self.require(value is None or value >= 1, f"{name} must be at least 1, or left out, got {value}")
         for name in ("seed", "weight_decay", "warmup_epochs", "warmup_lr", "min_lr"):

@@ -38,14 +38,22 @@ def launch(config: TrainingConfig, function: Callable[["Fabric"], T]) -> T:
             f"this machine cannot run on {config.devices} device(s) of kind {config.accelerator}: {message}"
         ) from error
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(config.deterministic, warn_only=True)
+    threads = torch.get_num_threads()
+
+    def run(launched: "Fabric") -> T:
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        torch.use_deterministic_algorithms(config.deterministic, warn_only=True)
+        return function(launched)
+
     try:
-        return fabric.launch(function)
+        return fabric.launch(run)
     except VisionMLPError:
         if fabric.is_global_zero:
             raise
         sys.exit(2)
     finally:
+        torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 

@@ -12,7 +12,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 
+KeepBest = Callable[[nn.Module, dict[str, Tensor]], None]
+"""Called with the evaluated model and the sums of its evaluation."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FitResult:
     """How a run ended."""
@@ -40,7 +44,7 @@ class FitResult:
     steps: int
     """Steps of the whole run."""
     best_step: int
-    """Step whose weights are in ``model.safetensors``."""
+    """Step whose weights were kept as the best."""
     metrics: dict[str, float]
     """Evaluation of those weights."""
     seconds: float
@@ -57,6 +61,7 @@ def fit(
     config: TrainingConfig,
     run: RunFolder,
     write_weights: WriteWeights,
+    keep_best: KeepBest,
     resume: bool = False,
 ) -> FitResult:
     """Train a model, or continue to.
@@ -70,6 +75,7 @@ def fit(
         config: options.
         run: the folder; created, or with ``resume`` continued.
         write_weights: writes a checkpoint's weights.
+        keep_best: writes the best weights so far, and what their evaluation gave.
         resume: whether to start from the folder's newest checkpoint.
 
     Raises:
@@ -78,7 +84,7 @@ def fit(
         InvalidConfig: if a resumed run was started with other options.
         KeyboardInterrupt: at SIGINT or SIGTERM, when all is saved.
     """
-    loop = _Loop(fabric, model, task, training, evaluation, config, run, write_weights)
+    loop = _Loop(fabric, model, task, training, evaluation, config, run, write_weights, keep_best)
     # what is wrong with model, data or options has shown by now, and left no trace
     on_rank_zero(fabric, lambda: run.reopen(config) if resume else run.create(config))
     if resume:
@@ -103,6 +109,7 @@ class _Loop:
         config: TrainingConfig,
         run: RunFolder,
         write_weights: WriteWeights,
+        keep_best: KeepBest,
     ) -> None:
         self.fabric, self.task, self.training, self.evaluation = fabric, task, training, evaluation
         self.config, self.run = config, run
@@ -116,7 +123,7 @@ class _Loop:
         self.model, self.optimizer = fabric.setup(model, optimizer)
         self.ema = create_ema(model, config)
         self.checkpoints = Checkpoints(run.checkpoints, keep=config.keep_checkpoints, write_weights=write_weights)
-        self.write_weights = write_weights
+        self.keep_best = keep_best
         self.step = 0
         self.interval: list[float] = []
         """Losses since the last row of train.csv."""
@@ -233,7 +240,7 @@ class _Loop:
     # ---- evaluation
 
     def evaluate(self) -> None:
-        """A row of metrics.csv; the best weights become ``model.safetensors``."""
+        """A row of metrics.csv; the best weights are kept."""
         paused = time.monotonic()
         model = self.evaluated_model
         if self.fabric.world_size > 1:
@@ -255,18 +262,18 @@ class _Loop:
             ),
         )
         if self.fabric.world_size > 1:
-            sums = {name: self.fabric.all_reduce(value, reduce_op="sum") for name, value in sums.items()}
-        metrics = self.task.metrics(sums)  # type: ignore[arg-type]
+            sums = {name: _sum(self.fabric, value) for name, value in sums.items()}
+        metrics = self.task.metrics(sums)
         epoch = -(-self.step // self.steps_per_epoch)
-        best = on_rank_zero(self.fabric, lambda: self._keep(model, epoch, metrics))
+        best = on_rank_zero(self.fabric, lambda: self._keep(model, sums, epoch, metrics))
         self.report.evaluated(step=self.step, epoch=epoch, metrics=metrics, best=best)
         self.interval_started += time.monotonic() - paused
 
-    def _keep(self, model: nn.Module, epoch: int, metrics: dict[str, float]) -> bool:
+    def _keep(self, model: nn.Module, sums: dict[str, Tensor], epoch: int, metrics: dict[str, float]) -> bool:
         earlier = [row[self.task.metric] for row in self.run.metrics.rows()]
         best = metrics[self.task.metric] > max(earlier, default=-math.inf)
         if best:
-            self.write_weights(self.run.model, model)
+            self.keep_best(model, sums)
         # behind the weights: without this row a resumed run evaluates again
         self.run.metrics.append({"step": self.step, "epoch": epoch, **metrics})
         return best
@@ -307,12 +314,7 @@ class _Loop:
         return values.tolist()  # type: ignore[union-attr]
 
     def _report(self) -> ProgressReport:
-        return ProgressReport(
-            steps=self.steps,
-            done=self.step,
-            images_per_step=self.config.batch_size,
-            quiet=not self.fabric.is_global_zero,
-        )
+        return ProgressReport(steps=self.steps, done=self.step, quiet=not self.fabric.is_global_zero)
 
     def _lr_text(self) -> str:
         return f"learning rate {self.optimizer.param_groups[0]['lr']:.3g}"
@@ -321,6 +323,11 @@ class _Loop:
         saved = self.checkpoints.steps()
         kept = f"the checkpoint of step {saved[-1]} stays in {self.run.path}; " if saved else ""
         return f"{kept}try a lower lr, a longer warm-up or clip_grad"
+
+
+def _sum(fabric: "Fabric", value: Tensor) -> Tensor:
+    total: Any = fabric.all_reduce(value, reduce_op="sum")
+    return total
 
 
 def _seed(*parts: int) -> None:

@@ -5,7 +5,8 @@ import time
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 
 class ProgressReport:
@@ -14,23 +15,18 @@ class ProgressReport:
     Args:
         steps: of the whole run.
         done: steps done in earlier sessions.
-        images_per_step: for the speed.
         quiet: show nothing, for processes other than the first.
     """
 
-    def __init__(self, *, steps: int, done: int, images_per_step: int, quiet: bool) -> None:
-        self.steps, self.done, self.images_per_step = steps, done, images_per_step
-        self.first = done
+    def __init__(self, *, steps: int, done: int, quiet: bool) -> None:
+        self.steps, self.done, self.first = steps, done, done
         self.console = Console(stderr=True, quiet=quiet, soft_wrap=True, highlight=False)
         self.started = time.monotonic()
         self.bar = Progress(
-            TextColumn("training"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[text]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+            BarColumn(bar_width=16),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}", table_column=Column(no_wrap=True)),
+            TimeRemainingColumn(table_column=Column(no_wrap=True)),
+            TextColumn("{task.fields[text]}", table_column=Column(no_wrap=True, overflow="crop")),
             console=self.console,
             disable=not self.console.is_terminal,
             transient=True,

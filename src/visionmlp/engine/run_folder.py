@@ -102,6 +102,7 @@ class RunFolder:
         self.metrics = Table(path / "metrics.csv")
         self.checkpoints = path / "checkpoints"
         self.model = path / "model.safetensors"
+        self.confusion = path / "confusion.csv"
         self.bad_images = path / "bad_images.txt"
 
     def create(self, config: TrainingConfig) -> None:

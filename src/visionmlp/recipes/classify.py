@@ -13,7 +13,6 @@ from visionmlp.data import (
     BadImageLog,
     Batch,
     EvaluationBatches,
-    ImageSource,
     Preprocessing,
     TrainingBatches,
     open_evaluation_data,
@@ -29,13 +28,12 @@ from visionmlp.models.backbone import Backbone
 from visionmlp.models.checkpoint import (
     CheckpointInfo,
     default_preprocessing,
-    load_checkpoint,
     load_model,
     save_checkpoint,
 )
 from visionmlp.recipes.config import ClassifyConfig
 from visionmlp.tasks.classify import Classification
-from visionmlp.tools.report import write_report
+from visionmlp.tools.report import write_confusion, write_report
 
 __all__ = ["ClassifyConfig", "Evaluation", "TrainResult", "build_model", "evaluate", "read_config", "train"]
 
@@ -120,19 +118,13 @@ def evaluate(
     source = open_evaluation_data(data, split=split, root=data_root, class_names=info.class_names)
     if len(source.class_names) > model.num_classes:
         raise DataError(f"{data} has {len(source.class_names)} classes, but the model {model.num_classes}")
-    return _evaluate(model, info, source, BadImageLog(on_bad_image), batch_size=batch_size, num_workers=num_workers)
-
-
-def _evaluate(
-    model: Backbone, info: CheckpointInfo, source: ImageSource, log: BadImageLog, *, batch_size: int, num_workers: int
-) -> Evaluation:
     preprocessing = Preprocessing(**_tuples(info.preprocessing or default_preprocessing(model)))
     batches = EvaluationBatches(
         source,
         preprocessing.transform(),
         batch_size=batch_size,
         mode=preprocessing.mode,
-        bad_images=log,
+        bad_images=BadImageLog(on_bad_image),
         num_workers=num_workers,
     )
     like = next(model.parameters())
@@ -242,18 +234,9 @@ def _train(fabric: "Fabric", config: ClassifyConfig, resume: bool) -> TrainResul
         assert isinstance(weights, Backbone)
         save_checkpoint(path, weights, class_names=class_names, preprocessing=dataclasses.asdict(preprocessing))
 
-    def report() -> None:
-        # what is evaluated is the file that is shipped
-        shipped, info = load_checkpoint(run.model)
-        evaluated = _evaluate(
-            shipped.to(fabric.device),
-            info,
-            evaluation_source,
-            log,
-            batch_size=config.part_size,
-            num_workers=config.num_workers,
-        )
-        write_report(run.path, confusion=evaluated["confusion"], class_names=class_names)
+    def keep_best(weights: nn.Module, sums: dict[str, Tensor]) -> None:
+        write_weights(run.model, weights)
+        write_confusion(run.confusion, sums["confusion"], class_names)
 
     with contextlib.closing(training), contextlib.closing(evaluation):
         result = fit(
@@ -265,9 +248,10 @@ def _train(fabric: "Fabric", config: ClassifyConfig, resume: bool) -> TrainResul
             config=config,
             run=run,
             write_weights=write_weights,
+            keep_best=keep_best,
             resume=resume,
         )
-    on_rank_zero(fabric, report)
+    on_rank_zero(fabric, lambda: write_report(run.path))
     return TrainResult(
         folder=config.output,
         metrics=result.metrics,

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from visionmlp.engine import RunFolder
 from visionmlp.errors import VisionMLPError
 from visionmlp.models.checkpoint import load_checkpoint, load_model
 from visionmlp.models.repmlpnet import RepMLPBlock
@@ -36,15 +37,26 @@ def run(output: Path) -> None:
     Raises:
         DemoFailed: if accuracy or speed fall short of what README promises.
     """
-    console = Console()
-    output = _free(output)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # a model this small gains nothing from a second one, and loses much on a busy machine
+    try:
+        _run(_free(output), Console())
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _run(output: Path, console: Console) -> None:
     trained_folder = output / "run"
 
     console.rule("1  train: convolution branches beside fully-connected token mixing")
     train(digits(output=trained_folder))
     model, info = load_model(trained_folder)
     result = evaluate(model, info, data="sklearn/digits")
-    console.print(f"held-out accuracy {result['top1']:.2f} % of {result['images']} real handwritten digits")
+    last = RunFolder(trained_folder).metrics.rows()[-1]["top1"]
+    console.print(
+        f"accuracy on {result['images']} held-out handwritten digits: {result['top1']:.2f} % "
+        f"(best epoch; {last:.2f} % after the last one)"
+    )
 
     console.rule("2  deploy: the branches and every norm merge into matrix products")
     deployed_file = output / "deploy.safetensors"
@@ -81,8 +93,9 @@ def run(output: Path) -> None:
         console.print(f"  {path}", style="bold", highlight=False, soft_wrap=True, end="")
         console.print(f"  {what}", highlight=False, soft_wrap=True)
     console.print(f"next: visionmlp predict {deployed_file} your_digit.png", highlight=False, soft_wrap=True)
-    if min(result["top1"], deployed_result["top1"]) < EXPECTED_TOP1:
-        raise DemoFailed(f"accuracy {result['top1']:.2f} % is below the {EXPECTED_TOP1} % that this demo should reach")
+    worst = min(last, result["top1"], deployed_result["top1"])
+    if worst < EXPECTED_TOP1:
+        raise DemoFailed(f"accuracy {worst:.2f} % is below the {EXPECTED_TOP1} % that this demo should reach")
     if speedup <= 1:
         raise DemoFailed(f"the deploy form ran {speedup:.2f} times as fast as the training form; is the machine busy?")
 

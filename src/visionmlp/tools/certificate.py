@@ -21,6 +21,8 @@ from visionmlp.tools.timing import interleave
 
 FLOAT64_LIMIT = 1e-10
 FLOAT32_LIMIT = 1e-5
+_ROUNDINGS = 4
+"""Both forms round, each somewhat differently on every input."""
 BATCHES = 4
 BATCH_SIZE = 2
 
@@ -59,15 +61,22 @@ class Certificate:
     """
     float32: float
     """Real weights, the deploy form as written."""
+    rounding: float
+    """The training form in float32 against itself in float64: what arithmetic alone does to this model."""
     batch_size: int
     """Images per call behind the latencies."""
     training: Cost
     deploy: Cost
 
     @property
+    def float32_limit(self) -> float:
+        """1e-5; more for a model that rounds so much by itself, which no fusion can undercut."""
+        return max(FLOAT32_LIMIT, _ROUNDINGS * self.rounding)
+
+    @property
     def passed(self) -> bool:
         """Whether every difference is within its limit; one that is not a number is not."""
-        return self.float64 <= FLOAT64_LIMIT and self.randomised <= FLOAT64_LIMIT and self.float32 <= FLOAT32_LIMIT
+        return self.float64 <= FLOAT64_LIMIT and self.randomised <= FLOAT64_LIMIT and self.float32 <= self.float32_limit
 
 
 def relative_error(reference: Tensor, other: Tensor) -> float:
@@ -111,6 +120,7 @@ def certify(
     deployed = reparameterize(model)
     double = copy.deepcopy(model).double()
     float64 = _difference(double, reparameterize(double), input_size)
+    rounding = _difference(double, model, input_size)
     randomise(double)
     randomised = _difference(double, reparameterize(double), input_size)
     del double
@@ -122,6 +132,7 @@ def certify(
         float64=float64,
         randomised=randomised,
         float32=_difference(model, deployed, input_size),
+        rounding=rounding,
         batch_size=batch_size,
         training=training,
         deploy=deploy,
@@ -161,7 +172,7 @@ def deploy(
             raise CertificateError(
                 f"the deploy form of {model.name} differs from its training form: float64 {certificate.float64:.1e}, "
                 f"with random weights {certificate.randomised:.1e} (limit {FLOAT64_LIMIT:.0e}), "
-                f"float32 {certificate.float32:.1e} (limit {FLOAT32_LIMIT:.0e}); nothing was written"
+                f"float32 {certificate.float32:.1e} (limit {certificate.float32_limit:.0e}); nothing was written"
             )
         assert isinstance(deployed, Backbone)
         save_checkpoint(partial, deployed, class_names=info.class_names, preprocessing=info.preprocessing)
@@ -191,21 +202,21 @@ def certificate_table(certificate: Certificate) -> Table:
     for label, error, limit in (
         ("max relative error, float64", certificate.float64, FLOAT64_LIMIT),
         ("same, random weights and norms", certificate.randomised, FLOAT64_LIMIT),
-        ("max relative error, float32", certificate.float32, FLOAT32_LIMIT),
+        ("max relative error, float32", certificate.float32, certificate.float32_limit),
     ):
         table.add_row(label, f"limit {limit:.0e}", f"{error:.1e}", "ok" if error <= limit else "FAILED")
     return table
 
 
 def _difference(reference: nn.Module, other: nn.Module, input_size: tuple[int, int, int]) -> float:
-    """Largest `relative_error` over several batches of normal noise."""
-    dtype = next(reference.parameters()).dtype
+    """Largest `relative_error` over several batches of normal noise, each model in its own dtype."""
+    dtypes = [next(model.parameters()).dtype for model in (reference, other)]
     generator = torch.Generator().manual_seed(0)
     errors = []
     with torch.inference_mode():
         for _ in range(BATCHES):
-            images = torch.randn(BATCH_SIZE, *input_size, generator=generator, dtype=torch.float64).to(dtype)
-            errors.append(relative_error(reference(images), other(images)))
+            images = torch.randn(BATCH_SIZE, *input_size, generator=generator)
+            errors.append(relative_error(reference(images.to(dtypes[0])), other(images.to(dtypes[1]))))
     # max() would drop a NaN that is not first
     return torch.tensor(errors).max().item()
 

@@ -1,12 +1,15 @@
 """One HTML file that tells a run: numbers, figures, configuration, environment, and how to repeat it."""
 
 import base64
+import csv
 import html
+import io
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from visionmlp.engine.run_folder import RunFolder, write_beside
@@ -32,13 +35,30 @@ details {{ margin-top: 1rem; }}
 """
 
 
-def write_report(folder: Path, *, confusion: Tensor, class_names: Sequence[str]) -> Path:
+def write_confusion(path: Path, confusion: Tensor, class_names: Sequence[str]) -> None:
+    """Write counts (K, K) as CSV: true classes in rows, predictions in columns, names at both.
+
+    Raises:
+        RunFolderError: if the file cannot be written.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["true \\ predicted", *class_names])
+    writer.writerows([name, *counts] for name, counts in zip(class_names, confusion.tolist(), strict=True))
+    write_beside(path, text.getvalue().encode())
+
+
+def read_confusion(path: Path) -> tuple[Tensor, list[str]]:
+    """The inverse of `write_confusion`."""
+    rows = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8"))))
+    return torch.tensor([[int(count) for count in row[1:]] for row in rows[1:]]), rows[0][1:]
+
+
+def write_report(folder: Path) -> Path:
     """Write ``curves.png``, ``confusion.png`` and ``report.html`` into a run folder, from what lies in it.
 
     Args:
-        folder: run folder with tables, configuration and environment.
-        confusion: counts (K, K) of the shipped weights, true classes in rows.
-        class_names: K names.
+        folder: run folder with tables, confusion matrix, configuration and environment.
 
     Raises:
         RunFolderError: if something cannot be written.
@@ -48,7 +68,7 @@ def write_report(folder: Path, *, confusion: Tensor, class_names: Sequence[str])
     config, sessions = run.read_config(), run.read_sessions()
     training, evaluations = run.train.rows(), run.metrics.rows()
     curves = learning_curves(training, evaluations, folder / "curves.png")
-    matrix = confusion_matrix(confusion, class_names, folder / "confusion.png")
+    matrix = confusion_matrix(*read_confusion(run.confusion), folder / "confusion.png")
     best = max(evaluations, key=lambda row: row["top1"])
     numbers = {
         "top-1": f"{best['top1']:.2f} %",

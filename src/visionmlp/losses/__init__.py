@@ -1,1 +1,0 @@
-"""Losses that timm does not have; classification takes timm's."""

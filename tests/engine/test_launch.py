@@ -1,0 +1,39 @@
+"""Settings of the process hold during a run and no longer."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from visionmlp.engine import launch, on_rank_zero
+from visionmlp.errors import DataError, InvalidConfig
+
+from .toy import config_for
+
+
+def test_threads_and_determinism_hold_during_the_run() -> None:
+    before = torch.get_num_threads()
+    config = config_for(Path("run"), threads=before + 2, deterministic=True)
+
+    def look(_fabric: object) -> tuple[int, bool]:
+        return torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+
+    assert launch(config, look) == (before + 2, True)
+    assert (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()) == (before, False)
+    assert launch(config_for(Path("run")), look) == (before, False)
+
+
+def test_missing_devices_are_one_line() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("has a GPU")
+    with pytest.raises(InvalidConfig, match=r"cannot run on 1 device\(s\) of kind cuda") as caught:
+        launch(config_for(Path("run"), accelerator="cuda"), lambda _fabric: None)
+    assert "\n" not in str(caught.value)
+
+
+def test_errors_of_the_first_process_are_raised() -> None:
+    def fail() -> None:
+        raise DataError("empty")
+
+    with pytest.raises(DataError, match="empty"):
+        launch(config_for(Path("run")), lambda fabric: on_rank_zero(fabric, fail))
