@@ -20,15 +20,18 @@ import torch
 from safetensors.torch import load_file
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "results" / "training.md"
-STEPS, KILLED_AFTER = 240, 130
+STEPS, KILLED_AFTER = 200, 110
 COMMON = [
-    *("--max-steps", str(STEPS), "--batch-size", "16", "--log-every", "10", "--save-every", "50"),
+    *("--max-steps", str(STEPS), "--log-every", "10", "--save-every", "40"),
     *("--warmup-epochs", "0.05", "--num-workers", "1", "--label-smoothing", "0.1"),
 ]
 RUNS = {
-    "repmlpnet_cifar": ("cifar100", ["--lr", "1e-3", "--crop", "pad", "--mixup", "0.2", "--ema-decay", "0.99"]),
-    "resmlp_s12": ("imagenette", ["--img-size", "160", "--lr", "5e-4", "--drop-path-rate", "0.05"]),
-    "mlpmixer_s16": ("imagenette", ["--img-size", "160", "--lr", "5e-4", "--auto-augment", "rand-m9-mstd0.5-inc1"]),
+    "repmlpnet_cifar": ("cifar100", ["--batch-size", "8", "--lr", "1e-3", "--crop", "pad", "--ema-decay", "0.98"]),
+    "resmlp_s12": (
+        "imagenette",
+        ["--batch-size", "4", "--img-size", "160", "--lr", "5e-4", "--drop-path-rate", "0.05"],
+    ),
+    "mlpmixer_s16": ("imagenette", ["--batch-size", "4", "--img-size", "160", "--lr", "5e-4", "--mixup", "0.2"]),
 }
 
 

@@ -76,6 +76,40 @@ def test_wrong_fusions_would_be_noticed():
         assert (deployed(image()) - expected).abs().max() > 1e-3 * expected.abs().max()
 
 
+@pytest.mark.parametrize("name", ["repmlpnet_test", "resmlp_test"])
+def test_a_folded_classifier_cannot_be_reset(name):
+    """Its last norm would be lost, or a checkpoint would not fit."""
+    for classes in (10, 0):
+        deployed = visionmlp.reparameterize(visionmlp.create_model(name, num_classes=classes).eval())
+        with pytest.raises(InvalidConfig, match="training form"):
+            deployed.reset_classifier(3)
+    mixer = visionmlp.reparameterize(visionmlp.create_model("mlpmixer_test").eval())
+    mixer.reset_classifier(3)
+    assert mixer(image(dtype=torch.float32)).shape == (3, 3)
+
+
+@torch.no_grad()
+def test_synchronised_norms_fold_and_others_are_refused():
+    model = randomise(visionmlp.create_model("repmlpnet_test")).double().eval()
+    expected = model(image())
+    synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(model)).eval()
+    torch.testing.assert_close(visionmlp.reparameterize(synchronised)(image()), expected)
+    model.stem.norm = nn.GroupNorm(1, 8).eval()
+    with pytest.raises(ValueError, match="GroupNorm is no BatchNorm"):
+        visionmlp.reparameterize(model)
+
+
+@torch.no_grad()
+def test_empty_batches_frozen_weights_and_pruned_models():
+    for name in ("repmlpnet_test", "resmlp_test", "mlpmixer_test"):
+        model = visionmlp.create_model(name).eval().requires_grad_(False)
+        deployed = visionmlp.reparameterize(model)
+        assert deployed(torch.empty(0, 3, 32, 32)).shape == (0, 10)
+        assert not any(p.requires_grad for p in deployed.parameters())
+        model.prune_intermediate_layers([0])
+        visionmlp.reparameterize(model)
+
+
 def test_twice_is_harmless_and_eval_is_required():
     model = randomise(visionmlp.create_model("resmlp_test"))
     with pytest.raises(NotInEvalMode, match=r"model\.eval\(\)"):

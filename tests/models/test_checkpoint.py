@@ -61,6 +61,37 @@ def test_bad_files(tmp_path):
             visionmlp.load_checkpoint(tmp_path / name)
 
 
+def test_damaged_metadata(tmp_path):
+    from safetensors.torch import save_file
+
+    for text in ("{}", "not json", "[]", '"text"', '{"model": "resmlp_test", "config": 3}'):
+        save_file({"x": torch.zeros(1)}, tmp_path / "m.safetensors", metadata={"visionmlp": text})
+        with pytest.raises(CheckpointError, match=r"damaged metadata|cannot build"):
+            visionmlp.load_checkpoint(tmp_path / "m.safetensors")
+
+
+def test_equal_models_are_equal_bytes(tmp_path):
+    model = visionmlp.create_model("resmlp_test")
+    for name in ("a", "b"):
+        visionmlp.save_checkpoint(tmp_path / name, model)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_other_channels_than_rgb_have_their_own_statistics():
+    _, info = visionmlp.load_model("repmlpnet_test", in_chans=1)
+    assert info.preprocessing is not None
+    assert info.preprocessing["mean"] == pytest.approx((0.449,))
+    assert info.preprocessing["input_size"] == (1, 32, 32)
+
+
+def test_a_models_name_wins_over_a_folder_of_that_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "resmlp_test").mkdir()
+    assert visionmlp.load_model("resmlp_test", num_classes=3)[0].num_classes == 3
+    with pytest.raises(CheckpointError, match=r"no model\.safetensors"):
+        visionmlp.load_model("./resmlp_test/")
+
+
 def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "model.safetensors"
     visionmlp.save_checkpoint(path, visionmlp.create_model("resmlp_test"))
@@ -97,8 +128,14 @@ def test_load_model_takes_names_folders_and_files(tmp_path):
     assert torch.equal(tuned.stem.proj.weight, model.stem.proj.weight)
     with pytest.raises(CheckpointMismatch, match="holds resmlp_test, not mlpmixer_test"):
         visionmlp.load_model("mlpmixer_test", checkpoint=path)
-    with pytest.raises(InvalidConfig, match="num_classes with a model name"):
-        visionmlp.load_model(path, num_classes=3)
+    assert visionmlp.load_model(path, num_classes=3)[0](x).shape == (1, 3)
+    larger, info = visionmlp.load_model(path, img_size=(64, 32), drop_path_rate=0.1)
+    assert larger(torch.randn(1, 3, 64, 32)).shape == (1, 4)
+    assert larger.config.drop_path_rate == 0.1
+    assert info.preprocessing is not None
+    assert info.preprocessing["input_size"] == (3, 64, 32)
+    with pytest.raises(InvalidConfig, match="checkpoint with a model name"):
+        visionmlp.load_model(path, checkpoint=path)
     with pytest.raises(UnknownModel):
         visionmlp.load_model("resnet50")
     for missing in ("runs/none", "model.pth"):

@@ -121,12 +121,54 @@ def test_repmlpnet_initialisation_is_pytorchs():
         ("repmlpnet_test", {"kernel_sizes": (4,)}, "odd and positive"),
         ("repmlpnet_test", {"reduction": 3}, "reduction 3 does not divide 8"),
         ("repmlpnet_test", {"window_order": "random"}, "'paper' or 'authors'"),
-        ("repmlpnet_test", {"num_classes": -1}, "must not be negative"),
+        ("repmlpnet_test", {"num_classes": -1}, "num_classes must be at least 0"),
     ],
 )
 def test_rules_are_named(name, options, message):
     with pytest.raises(InvalidConfig, match=message):
         visionmlp.create_model(name, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("resmlp_test", {"patch_size": -4}, "patch_size must be at least 1"),
+        ("resmlp_test", {"depth": 0}, "depth must be at least 1"),
+        ("resmlp_test", {"mlp_ratio": -1.0}, "mlp_ratio must be positive"),
+        ("resmlp_test", {"kernel_sizes": 3}, "kernel_sizes must be integers"),
+        ("resmlp_test", {"kernel_sizes": (-1,)}, "try 1"),
+        ("resmlp_test", {"img_size": (32,)}, "img_size must be two integers"),
+        ("resmlp_test", {"img_size": 32.0}, "img_size must be two integers"),
+        ("resmlp_test", {"num_classes": "10"}, "num_classes must be an integer"),
+        ("resmlp_test", {"drop_rate": "a"}, "drop_rate must be a number"),
+        ("resmlp_test", {"layer_scale": float("nan")}, "layer_scale must be a number"),
+        ("mlpmixer_test", {"dim": 0}, "dim must be at least 1"),
+        ("repmlpnet_test", {"reduction": 0}, "reduction must be at least 1"),
+        ("repmlpnet_test", {"blocks": 3}, "blocks must be integers"),
+        ("repmlpnet_test", {"blocks": (1, 0, 1)}, "blocks must be at least 1"),
+        ("repmlpnet_test", {"global_perceptron": 1}, "global_perceptron must be a bool"),
+    ],
+)
+def test_types_and_sizes_are_named(name, options, message):
+    with pytest.raises(InvalidConfig, match=message):
+        visionmlp.create_model(name, **options)
+
+
+@pytest.mark.parametrize(("name", "std"), [("resmlp_test", 0.02), ("mlpmixer_test", 0.0)])
+def test_a_reset_classifier_starts_like_a_new_one(name, std):
+    model = visionmlp.create_model(name).double()
+    model.reset_classifier(400)
+    classifier = model.get_classifier()
+    assert classifier.weight.std().item() == pytest.approx(std, rel=0.05)
+    assert classifier.weight.dtype == torch.float64
+    assert not classifier.bias.any()
+
+
+def test_a_reset_pool_starts_like_a_new_one():
+    model = visionmlp.create_model("resmlp_test").double()
+    model.reset_classifier(3, "class_mlp")
+    assert model(torch.randn(2, 3, 32, 32).double()).shape == (2, 3)
+    assert model.head.pool.layers[0].channel.fc1.weight.std().item() == pytest.approx(0.02, rel=0.1)
 
 
 def test_window_orders_agree_at_native_size_only():

@@ -120,13 +120,31 @@ def test_token_matrices_are_resized(trained):
 @pytest.mark.parametrize("name", ["mlpmixer_test", "repmlpnet_test"])
 def test_resized_models_react_alike(name):
     """Twice the resolution, the same picture: the classifier sees nearly the same."""
-    from visionmlp.models.official import _resize_tokens
+    from visionmlp.models.official import resize_tokens
 
     model = randomise(visionmlp.create_model(name)).eval()
     size = 64
     larger = visionmlp.create_model(name, img_size=size).eval()
-    larger.load_state_dict(_resize_tokens(larger, model.state_dict(), None))
+    larger.load_state_dict(resize_tokens(larger, model.state_dict(), None))
     assert larger(torch.randn(1, 3, size, size)).shape == (1, 10)
+
+
+def test_a_given_size_counts_even_where_token_numbers_agree():
+    """A 2x8 grid and a 4x4 grid both have 16 tokens, in other places."""
+    state = official_resmlp(randomise(visionmlp.create_model("resmlp_test", img_size=(16, 64)), seed=3))
+    square = visionmlp.load_official(visionmlp.create_model("resmlp_test"), state, img_size=(16, 64))
+    copied = visionmlp.load_official(visionmlp.create_model("resmlp_test"), state)
+    names = [n for n, v in square.state_dict().items() if not torch.equal(v, copied.state_dict()[n])]
+    assert names == [n for n in square.state_dict() if ".spatial.fc." in n]
+
+
+def test_tensors_of_a_wrong_rank_are_a_mismatch():
+    with pytest.raises(CheckpointMismatch, match="does not fit"):
+        visionmlp.load_official(
+            visionmlp.create_model("repmlpnet_test"), {"stages.0.0.repmlp_block.fc3.weight": torch.zeros(3)}
+        )
+    with pytest.raises(CheckpointError, match="'head' that is no tensor"):
+        visionmlp.load_official(visionmlp.create_model("resmlp_test"), {"head": np.array(["text"])})
 
 
 class Bomb:

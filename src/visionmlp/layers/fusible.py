@@ -22,8 +22,8 @@ class Fusible(nn.Module, ABC):
 
 
 def parameter(value: Tensor, like: Tensor) -> nn.Parameter:
-    """A folded float64 value as a parameter with the dtype and device of ``like``."""
-    return nn.Parameter(value.detach().to(like.device, like.dtype).contiguous())
+    """A folded float64 value as a parameter with the dtype and device of ``like``, frozen if that is."""
+    return nn.Parameter(value.detach().to(like.device, like.dtype).contiguous(), requires_grad=like.requires_grad)
 
 
 def linear(weight: Tensor, bias: Tensor | None, like: Tensor) -> nn.Linear:

@@ -24,7 +24,7 @@ def check_kernel_sizes(kernel_sizes: Sequence[int]) -> tuple[int, ...]:
     wrong = [k for k in kernel_sizes if k < 1 or k % 2 == 0]
     if wrong:
         raise InvalidConfig(
-            f"kernel_sizes must be odd and positive to keep the map, got {wrong[0]}; try {wrong[0] + 1}"
+            f"kernel_sizes must be odd and positive to keep the map, got {wrong[0]}; try {max(1, wrong[0] + 1)}"
         )
     if len(set(kernel_sizes)) != len(kernel_sizes):
         raise InvalidConfig(f"kernel_sizes must differ from each other, got {tuple(kernel_sizes)}")

@@ -31,7 +31,7 @@ class PatchEmbed(Fusible):
     def fused(self) -> "PatchProduct":
         """The same embedding as one matrix product on gathered patches, with the norm folded into it."""
         weight, bias = self.proj.weight, self.proj.bias
-        if isinstance(self.norm, nn.BatchNorm2d):
+        if not isinstance(self.norm, nn.Identity):
             weight, bias = affine_of_linear(weight, bias, *batchnorm_affine(self.norm))
         return PatchProduct(
             # columns run over (row in patch, column in patch, channel): the order in which patches are gathered

@@ -1,6 +1,7 @@
 """The backbone contract: timm's, written once for all families. A family fills in stem, blocks, norm and its config."""
 
 import dataclasses
+import math
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, cast
@@ -36,14 +37,30 @@ class BackboneConfig:
     """Probability that a residual branch is skipped in training; families say how it grows with depth."""
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            self._check_field(field.name, field.type, getattr(self, field.name))
         for name in ("drop_rate", "drop_path_rate"):
             self.require(0.0 <= getattr(self, name) < 1.0, f"{name} must be in [0, 1), got {getattr(self, name)}")
-        self.require(self.num_classes >= 0, f"num_classes must not be negative, got {self.num_classes}")
-        self.require(self.in_chans >= 1, f"in_chans must be at least 1, got {self.in_chans}")
-        self.require(min(self.img_size) >= 1, f"img_size must be positive, got {self.img_size}")
         self.require(
             self.global_pool != "" or self.num_classes == 0, "global_pool='' leaves a map, so give num_classes=0"
         )
+
+    def _check_field(self, name: str, kind: Any, value: Any) -> None:
+        """Types, and the least value of every size and count."""
+        if kind in (bool, str):
+            self.require(isinstance(value, kind), f"{name} must be a {kind.__name__}, got {value!r}")
+        elif kind is float:
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            self.require(number and math.isfinite(value), f"{name} must be a number, got {value!r}")
+            self.require(value > 0 or not name.endswith("ratio"), f"{name} must be positive, got {value}")
+        else:
+            values = (value,) if kind is int else value
+            least = 0 if name == "num_classes" else 1
+            whole = isinstance(values, tuple) and all(type(v) is int for v in values)
+            what = "an integer" if kind is int else "two integers" if name == "img_size" else "integers"
+            self.require(whole and (name != "img_size" or len(values) == 2), f"{name} must be {what}, got {value!r}")
+            if name != "kernel_sizes":  # has rules of its own
+                self.require(min(values, default=least) >= least, f"{name} must be at least {least}, got {value}")
 
     @staticmethod
     def require(rule: bool, message: str) -> None:
@@ -124,6 +141,8 @@ class Backbone(nn.Module):
         self.config = config
         self.layout: Layout = layout
         self.any_multiple = any_multiple
+        self.last_norm_folds = False
+        """A deploy form whose classifier takes its last norm in, or would if it had one."""
         self.dims, self.strides = tuple(dims), tuple(strides)
         self.stem = stem
         self.stages = nn.ModuleList(stages)
@@ -222,14 +241,14 @@ class Backbone(nn.Module):
         """Drop what is not needed for these feature levels; returns their absolute indices."""
         take, deepest = feature_take_indices(len(self.feature_points), indices)
         last_stage, last_block = self.feature_points[deepest]
-        self.stages = self.stages[: last_stage + 1]
+        self.stages = self.stages[: last_stage + 1].train(self.training)
         *_, last = self._stages()
-        last.blocks = last.blocks[: last_block + 1]
+        last.blocks = last.blocks[: last_block + 1].train(self.training)
         self.feature_points = self.feature_points[: deepest + 1]
         if prune_norm:
             self.norm = nn.Identity()
         if prune_head:
-            self.reset_classifier(0, "")
+            self._replace_classifier(0, "")
         return take
 
     def _stages(self) -> Iterator[Stage]:
@@ -267,15 +286,33 @@ class Backbone(nn.Module):
         return self.head.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifier by a fresh one, and the pooling if ``global_pool`` is given."""
+        """Replace the classifier by one initialised as the authors do, and the pooling if ``global_pool`` is given.
+
+        Raises:
+            InvalidConfig: for a deploy form whose last norm is part of its classifier, or an impossible combination.
+        """
+        if self.last_norm_folds:
+            raise InvalidConfig(
+                f"this deploy form of {self.name} folds its last norm into the classifier; "
+                "reset the classifier of the training form, then reparameterize it"
+            )
+        self._replace_classifier(num_classes, global_pool)
+
+    def init_classifier(self, layer: nn.Linear) -> None:
+        """Initialise a fresh classifier in place; PyTorch's default unless the authors do otherwise."""
+
+    def _replace_classifier(self, num_classes: int, global_pool: str | None) -> None:
         config = dataclasses.replace(
             self.config,
             num_classes=num_classes,
             global_pool=self.config.global_pool if global_pool is None else global_pool,
         )
+        like = next(self.parameters())
         if global_pool is not None and global_pool != self.config.global_pool:
-            self.head.pool = self.build_pool(global_pool)
-        self.head.reset(num_classes, next(self.parameters()))
+            self.head.pool = self.build_pool(global_pool).to(like.device, like.dtype).train(self.training)
+        self.head.reset(num_classes, like)
+        if isinstance(self.head.fc, nn.Linear):
+            self.init_classifier(self.head.fc)
         self.config = config
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -311,11 +348,12 @@ class FusibleBackbone(Backbone, Fusible):
     def fused(self) -> Backbone:
         """A plain Backbone of the same parts; an affine last norm moves into the classifier behind the average.
 
-        Its ``forward_features`` then returns the map before that norm. With ``num_classes=0`` the norm stays.
+        Its ``forward_features`` then returns the map before that norm; pooled features and ``norm=True`` lack it too.
+        With ``num_classes=0`` the norm stays: deploy feature extractors that way.
         """
         norm, head = self.norm, self.head
         if isinstance(head.pool, AveragePool) and isinstance(head.fc, nn.Linear):
-            if isinstance(norm, nn.BatchNorm2d):
+            if isinstance(norm, (nn.BatchNorm2d, nn.SyncBatchNorm)):
                 norm, head = nn.Identity(), head.with_input_affine(*batchnorm_affine(norm))
             elif isinstance(norm, Affine):
                 norm, head = nn.Identity(), head.with_input_affine(norm.alpha, norm.beta)
@@ -332,6 +370,7 @@ class FusibleBackbone(Backbone, Fusible):
             any_multiple=self.any_multiple,
         )
         deployed.feature_points = list(self.feature_points)
+        deployed.last_norm_folds = isinstance(self.norm, (nn.BatchNorm2d, nn.SyncBatchNorm, Affine))
         # what timm attaches to a model it has built
         own = set(deployed.__dict__)
         deployed.__dict__.update({key: value for key, value in self.__dict__.items() if key not in own})

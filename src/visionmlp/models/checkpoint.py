@@ -12,11 +12,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from visionmlp.errors import CheckpointError, CheckpointMismatch, InvalidConfig, UnknownModel
+from visionmlp.errors import CheckpointError, CheckpointMismatch, InvalidConfig, VisionMLPError
 from visionmlp.layers.fusible import is_training_form, reparameterize
 from visionmlp.models.backbone import Backbone
-from visionmlp.models.official import load_official, load_strictly
-from visionmlp.models.registry import create_model
+from visionmlp.models.official import load_official, load_strictly, resize_tokens
+from visionmlp.models.registry import create_model, is_model
 
 _METADATA_KEY = "visionmlp"
 
@@ -39,11 +39,12 @@ class CheckpointInfo:
 
 def default_preprocessing(model: Backbone) -> dict[str, Any]:
     """The evaluation preprocessing of the published weights, at the size that the model was built for."""
-    cfg = model.pretrained_cfg
-    return {
-        "input_size": (model.config.in_chans, *model.config.img_size),
-        **{key: cfg[key] for key in ("mean", "std", "interpolation", "crop_pct")},
-    }
+    cfg, channels = model.pretrained_cfg, model.config.in_chans
+    values: dict[str, Any] = {"input_size": (channels, *model.config.img_size)}
+    for key in ("mean", "std"):
+        # other images than RGB: every channel gets the average
+        values[key] = cfg[key] if len(cfg[key]) == channels else (sum(cfg[key]) / len(cfg[key]),) * channels
+    return {**values, "interpolation": cfg["interpolation"], "crop_pct": cfg["crop_pct"]}
 
 
 def save_checkpoint(
@@ -79,7 +80,7 @@ def save_checkpoint(
     try:
         partial.touch()
         mode = partial.stat().st_mode  # as the user's umask has it; safetensors would keep others out
-        save_file(tensors, partial, metadata={_METADATA_KEY: json.dumps(metadata), "format": "pt"})
+        save_file(tensors, partial, metadata={_METADATA_KEY: json.dumps(metadata)})
         partial.chmod(mode)
         os.replace(partial, path)
     except (OSError, SafetensorError) as error:
@@ -109,22 +110,27 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[Backbone, CheckpointI
         raise CheckpointError(
             f"{path} does not say which model it holds; give the model's name and this file beside it"
         )
-    metadata = json.loads(text)
+    try:
+        metadata = json.loads(text)
+        info = CheckpointInfo(
+            model=metadata["model"],
+            form=metadata["form"],
+            class_names=metadata["class_names"],
+            preprocessing=metadata["preprocessing"],
+            source=str(path),
+        )
+        config = dict(metadata["config"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{path} has damaged metadata") from error
     try:
         with torch.device("meta"):
-            model = create_model(metadata["model"], **metadata["config"]).eval()
-            if metadata["form"] == "deploy":
+            model = create_model(info.model, **config).eval()
+            if info.form == "deploy":
                 model = cast("Backbone", reparameterize(model))
-    except (UnknownModel, InvalidConfig) as error:
+    except (VisionMLPError, TypeError) as error:
         raise CheckpointError(f"{path} was written for a model that this version cannot build: {error}") from error
     load_strictly(model, state, str(path), assign=True)
-    return model, CheckpointInfo(
-        model=metadata["model"],
-        form=metadata["form"],
-        class_names=metadata["class_names"],
-        preprocessing=metadata["preprocessing"],
-        source=str(path),
-    )
+    return model, info
 
 
 def load_model(
@@ -135,18 +141,19 @@ def load_model(
     Args:
         reference: a model name, a run folder (its ``model.safetensors``) or a checkpoint of ours.
         checkpoint: weights for a model name: a checkpoint of ours or the authors' file.
-        **fields: configuration, for a model name only; with weights, ``num_classes`` resets the classifier.
+        **fields: configuration. With weights, ``num_classes`` resets the classifier and ``img_size`` resizes the token
+            matrices; a checkpoint of ours takes other fields as long as its weights fit.
 
     Raises:
         CheckpointError: for a file that cannot be used.
-        InvalidConfig: for configuration that a checkpoint already fixes.
+        InvalidConfig: for a deploy form that is to change.
         UnknownModel: if it is neither file, folder nor model name.
     """
-    path = Path(reference)
-    if path.is_dir() or path.is_file() or path.suffix or len(path.parts) > 1:
-        if checkpoint is not None or fields:
-            extra = "checkpoint" if checkpoint is not None else next(iter(fields))
-            raise InvalidConfig(f"{path} is a checkpoint and fixes its model; give {extra} with a model name only")
+    path, name = Path(reference), str(reference)
+    # a model's name means the model, whatever lies beside it; ./name means the path
+    if not is_model(name) and (path.exists() or path.suffix or len(path.parts) > 1):
+        if checkpoint is not None:
+            raise InvalidConfig(f"{path} holds weights already; give checkpoint with a model name only")
         if path.is_dir():
             if not (path / "model.safetensors").is_file():
                 raise CheckpointError(
@@ -157,8 +164,7 @@ def load_model(
             raise CheckpointError(
                 f"{path} does not say which model it holds; give the model's name and this file beside it"
             )
-        return load_checkpoint(path)
-    name = str(reference)
+        return _changed(*load_checkpoint(path), fields)
     if checkpoint is None:
         model = create_model(name, **fields).eval()
         return model, CheckpointInfo(model=name, form="training", preprocessing=default_preprocessing(model))
@@ -166,15 +172,27 @@ def load_model(
         model, info = load_checkpoint(checkpoint)
         if info.model != name:
             raise CheckpointMismatch(f"{checkpoint} holds {info.model}, not {name}")
-        if fields.keys() - {"num_classes"}:
-            raise InvalidConfig(f"{checkpoint} fixes its model's {', '.join(sorted(fields.keys() - {'num_classes'}))}")
-    else:
-        model = load_official(
-            create_model(name, **{key: value for key, value in fields.items() if key != "num_classes"}), checkpoint
-        ).eval()
-        info = CheckpointInfo(
-            model=name, form="training", preprocessing=default_preprocessing(model), source=str(checkpoint)
-        )
+        return _changed(model, info, fields)
+    model = load_official(
+        create_model(name, **{key: value for key, value in fields.items() if key != "num_classes"}), checkpoint
+    ).eval()
+    info = CheckpointInfo(
+        model=name, form="training", preprocessing=default_preprocessing(model), source=str(checkpoint)
+    )
+    return _changed(model, info, {key: value for key, value in fields.items() if key == "num_classes"})
+
+
+def _changed(model: Backbone, info: CheckpointInfo, fields: Mapping[str, Any]) -> tuple[Backbone, CheckpointInfo]:
+    """A loaded model with other configuration: its weights, resized or with a fresh classifier where need be."""
+    others = {key: value for key, value in fields.items() if key != "num_classes"}
+    if others:
+        if info.form == "deploy":
+            raise InvalidConfig(f"{info.source} is a deploy form, which fixes its {', '.join(others)}")
+        changed = create_model(model.name, **{**dataclasses.asdict(model.config), **others}).eval()
+        load_strictly(changed, resize_tokens(changed, model.state_dict(), model.config.img_size), info.source)
+        size = (changed.config.in_chans, *changed.config.img_size)
+        info = dataclasses.replace(info, preprocessing={**(info.preprocessing or {}), "input_size": size})
+        model = changed
     if "num_classes" in fields and fields["num_classes"] != model.num_classes:
         model.reset_classifier(fields["num_classes"])
         info = dataclasses.replace(info, class_names=None)

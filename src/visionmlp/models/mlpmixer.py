@@ -108,7 +108,12 @@ class MLPMixer(FusibleBackbone):
         for layer in (stem.proj, *linear_layers):
             _initialise_like_flax(layer)
         if isinstance(self.head.fc, nn.Linear):
-            nn.init.zeros_(self.head.fc.weight)
+            self.init_classifier(self.head.fc)
+
+    def init_classifier(self, layer: nn.Linear) -> None:
+        """Zeros, as in the authors' code."""
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
 
     def from_official(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Names and memory order of the authors' Flax parameters to ours."""

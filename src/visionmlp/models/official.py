@@ -3,14 +3,12 @@
 import math
 import os
 import pickle
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -54,7 +52,10 @@ def load_official(
     official = _unwrap(source if isinstance(source, Mapping) else _read(Path(source)), label)
     if isinstance(img_size, int):
         img_size = (img_size, img_size)
-    state = _resize_tokens(model, model.from_official(official), img_size)
+    try:
+        state = resize_tokens(model, model.from_official(official), img_size)
+    except (RuntimeError, IndexError) as error:  # a tensor of a rank that its name does not have
+        raise CheckpointMismatch(f"{label} does not fit {model.name}: {' '.join(str(error).split())}") from error
     load_strictly(model, state, label)
     return model
 
@@ -112,7 +113,7 @@ def _read(path: Path) -> Mapping[str, Any]:
                 "ask its author for a file of tensors only"
             ) from error
         raise CheckpointError(f"{path} is truncated, or no checkpoint that is safe to open") from error
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, zipfile.BadZipFile, SafetensorError) as error:
+    except Exception as error:  # on hostile bytes the readers raise whatever they trip over
         raise CheckpointError(f"{path} is truncated or not a checkpoint") from error
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path} holds {type(content).__name__}, not a state dict")
@@ -122,7 +123,11 @@ def _read(path: Path) -> Mapping[str, Any]:
 def _unwrap(content: Mapping[str, Any], label: str) -> dict[str, Tensor]:
     while wrapper := next((key for key in WRAPPERS if isinstance(content.get(key), Mapping)), None):
         content = content[wrapper]
-    state = {name: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for name, v in content.items()}
+    numbers = "fiu"  # kinds of arrays that tensors can hold
+    state: dict[str, Any] = {
+        name: torch.from_numpy(value) if isinstance(value, np.ndarray) and value.dtype.kind in numbers else value
+        for name, value in content.items()
+    }
     strangers = [name for name, value in state.items() if not isinstance(value, Tensor)]
     if strangers or not state:
         found = f"an entry {strangers[0]!r} that is no tensor" if strangers else "no tensors"
@@ -140,8 +145,14 @@ _RESIZERS = {
 }
 
 
-def _resize_tokens(model: Backbone, state: dict[str, Tensor], img_size: tuple[int, int] | None) -> dict[str, Tensor]:
-    """Bring token weights to the model's grids, where the source's grid is known or square."""
+def resize_tokens(model: Backbone, state: dict[str, Tensor], img_size: tuple[int, int] | None) -> dict[str, Tensor]:
+    """A state dict with its token weights brought to the model's grids, where the source's grid is known or square.
+
+    Args:
+        model: target.
+        state: our names.
+        img_size: height and width that the state was made for; ``None`` takes its grids for square.
+    """
     own = model.state_dict()
     resized = dict(state)
     for prefix, mixer in model.named_modules():
@@ -149,7 +160,8 @@ def _resize_tokens(model: Backbone, state: dict[str, Tensor], img_size: tuple[in
             continue
         for suffix, kind in mixer.token_sides.items():
             name = f"{prefix}.{suffix}"
-            if name not in state or state[name].shape == own[name].shape:
+            # without a given size equal counts mean equal grids; with one, 2x8 may have become 4x4
+            if name not in state or (img_size is None and state[name].shape == own[name].shape):
                 continue
             old = _source_grid(state[name], kind, mixer.grid, model.config.img_size, img_size)
             if old is not None:

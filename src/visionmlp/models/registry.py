@@ -142,6 +142,11 @@ def list_models(family: str | None = None) -> list[str]:
     return [name for name in names if _plain(_VARIANTS[name][0].family) == _plain(family)]
 
 
+def is_model(name: str) -> bool:
+    """Whether a model has this name."""
+    return name in _VARIANTS
+
+
 def variant(name: str) -> Variant:
     """The table entry of a model.
 

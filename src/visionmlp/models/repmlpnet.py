@@ -148,7 +148,9 @@ class RepMLPBlock(LocalMixer):
         mixed = self.norm(mixed.view(-1, self.fc3.shape[0], *self.grid)).view(maps.shape)
         mixed = self.locality.add_to(mixed, maps)
         if self.window_order == "authors":
-            mixed = interleave_windows(mixed, len(maps) // len(x), self.fc3.shape[0])
+            mixed = interleave_windows(
+                mixed, (x.shape[2] // self.grid[0]) * (x.shape[3] // self.grid[1]), self.fc3.shape[0]
+            )
         y = unpartition(mixed, (x.shape[2], x.shape[3]))
         if self.global_perceptron is None:
             return y
@@ -188,10 +190,10 @@ class DeployedRepMLPBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C, H, W); H and W are multiples of the window."""
         positions = to_positions_first(x, "BCHW")
-        height, width, batch, _ = positions.shape
+        height, width = positions.shape[:2]
         windows = gather_windows(positions, self.window).contiguous()
         mixed = mix_positions_first(windows.flatten(0, 1), self.weight).view(windows.shape)
-        count = windows.shape[2] // batch
+        count = (height // self.window[0]) * (width // self.window[1])
         gate = None if self.gate is None else self.gate(positions.mean((0, 1))).repeat(count, 1)
         if count > 1 and self.window_order == "authors":
             mixed = torch.addcmul(self.bias, mixed, self.scale)
@@ -204,7 +206,7 @@ class DeployedRepMLPBlock(nn.Module):
         return from_positions_first(scatter_windows(y, (height, width)), "BCHW")
 
     @staticmethod
-    def fold(block: RepMLPBlock, norm: nn.BatchNorm2d) -> "DeployedRepMLPBlock":
+    def fold(block: RepMLPBlock, norm: nn.Module) -> "DeployedRepMLPBlock":
         """Fold ``x + block(norm(x))``."""
         scale, shift = batchnorm_affine(norm)
         weight, set_bias = block.folded()
@@ -286,8 +288,6 @@ class RepMLPNetBlock(Block, Fusible):
         """No norm remains."""
         assert isinstance(self.spatial, RepMLPBlock)
         assert isinstance(self.channel, FFN)
-        assert isinstance(self.norm1, nn.BatchNorm2d)
-        assert isinstance(self.norm2, nn.BatchNorm2d)
         like = self.channel.fc1.conv.weight
         fc1 = linear(*linear_of_affine(*self.channel.fc1.folded(), *batchnorm_affine(self.norm2)), like)
         fc2 = linear(*self.channel.fc2.folded(), like)
@@ -357,7 +357,7 @@ def _from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             for pattern, ours in _RENAMES:
                 name = re.sub(pattern, ours, name)
         if name.endswith(".fc3"):
-            value = value.view(-1, value.shape[1], value.shape[1])
+            value = value.reshape(-1, value.shape[1], value.shape[1])
         elif ".global_perceptron." in name and value.dim() == 4:
             value = value.flatten(1)
         converted[name] = value

@@ -229,6 +229,10 @@ class ResMLP(FusibleBackbone):
         self.head.pool = self.build_pool(config.global_pool)
         self.apply(self._initialise)
 
+    def init_classifier(self, layer: nn.Linear) -> None:
+        """Truncated normal of deviation 0.02, zero bias, like every other linear layer."""
+        self._initialise(layer)
+
     @staticmethod
     def _initialise(module: nn.Module) -> None:
         # the patch convolution keeps PyTorch's default, as in the authors' code
@@ -240,9 +244,10 @@ class ResMLP(FusibleBackbone):
         """Average, none, or Class-MLP."""
         if global_pool == "class_mlp":
             tokens = self.config.grid[0] * self.config.grid[1]
-            return ClassMLPPool(
+            pool = ClassMLPPool(
                 self.config.dim, tokens, mlp_ratio=self.config.mlp_ratio, layer_scale=self.config.layer_scale
             )
+            return pool.apply(self._initialise)
         return super().build_pool(global_pool)
 
     def from_official(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

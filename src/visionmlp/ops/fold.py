@@ -53,12 +53,14 @@ def conv_matrix(
     return response.view(inputs, groups, out_channels // groups * out_h * out_w).permute(1, 2, 0)
 
 
-def batchnorm_affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+def batchnorm_affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
     """The per-channel scale and shift, both (C,) in float64, that an evaluating BatchNorm applies (Eq. 13).
 
     Raises:
-        ValueError: if the norm keeps no running statistics.
+        ValueError: if the norm is no BatchNorm (synchronised ones are), or keeps no running statistics.
     """
+    if not isinstance(norm, (nn.BatchNorm2d, nn.SyncBatchNorm)):
+        raise ValueError(f"{type(norm).__name__} is no BatchNorm and cannot be folded")
     if norm.running_mean is None or norm.running_var is None:
         raise ValueError("a BatchNorm without running statistics depends on its batch and cannot be folded")
     scale = (norm.running_var.double() + norm.eps).rsqrt()
