@@ -7,6 +7,7 @@ weights must equal the first one's bit by bit. Writes docs/results/training.md.
 """
 
 import argparse
+import concurrent.futures
 import csv
 import os
 import shlex
@@ -23,7 +24,7 @@ DOCUMENT = Path(__file__).parents[1] / "docs" / "results" / "training.md"
 STEPS, KILLED_AFTER = 200, 110
 COMMON = [
     *("--max-steps", str(STEPS), "--log-every", "10", "--save-every", "40"),
-    *("--warmup-epochs", "0.05", "--num-workers", "1", "--label-smoothing", "0.1"),
+    *("--warmup-epochs", "0.05", "--num-workers", "1", "--label-smoothing", "0.1", "--threads", "1"),
 ]
 RUNS = {
     "repmlpnet_cifar": ("cifar100", ["--batch-size", "8", "--lr", "1e-3", "--crop", "pad", "--ema-decay", "0.98"]),
@@ -47,14 +48,21 @@ def losses(folder: Path) -> list[tuple[int, float]]:
         return [(int(row["step"]), float(row["loss"])) for row in csv.DictReader(lines)]
 
 
-def run_killed(model: str, data: Path, output: Path, log: Path) -> int:
+def run_alone(model: str, data: Path, output: Path) -> None:
+    """Train without interruption."""
+    with output.with_suffix(".log").open("a") as file:
+        words = [sys.executable, "-m", "visionmlp", *command(model, str(data), str(output))]
+        subprocess.run(words, check=True, stdout=file, stderr=file)
+
+
+def run_killed(model: str, data: Path, output: Path) -> int:
     """Start, kill after KILLED_AFTER steps without warning, resume; the step of the last line before the kill."""
-    with log.open("a") as file:
+    with output.with_suffix(".log").open("a") as file:
         words = [sys.executable, "-m", "visionmlp", *command(model, str(data), str(output))]
         process = subprocess.Popen(words, stdout=file, stderr=file, start_new_session=True)
         while not (rows := losses(output)) or rows[-1][0] < KILLED_AFTER:
             if process.poll() is not None:
-                raise SystemExit(f"{model} ended before it could be killed, see {log}")
+                raise SystemExit(f"{model} ended before it could be killed, see {output}.log")
             time.sleep(0.05)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -78,14 +86,16 @@ def main() -> None:
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     rows = []
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        pending = {}
+        for model, (dataset, _) in RUNS.items():
+            for run in (run_alone, run_killed):
+                output = args.work / f"{model}-{run.__name__[4:]}"
+                pending[model, run] = pool.submit(run, model, getattr(args, dataset), output)
     for model, (dataset, _) in RUNS.items():
-        data = getattr(args, dataset)
         alone, killed = args.work / f"{model}-alone", args.work / f"{model}-killed"
-        log = args.work / f"{model}.log"
-        with log.open("a") as file:
-            words = [sys.executable, "-m", "visionmlp", *command(model, str(data), str(alone))]
-            subprocess.run(words, check=True, stdout=file, stderr=file)
-        step = run_killed(model, data, killed, log)
+        step = pending[model, run_killed].result()
+        pending[model, run_alone].result()
         first, second = final_weights(alone), final_weights(killed)
         equal = first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
         tables = all((alone / t).read_text().count("\n") == (killed / t).read_text().count("\n") for t in TABLES)

@@ -4,6 +4,8 @@ import csv
 import functools
 import io
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,10 +16,12 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from rich.console import Console
 
 import visionmlp
 from visionmlp.cli import main
 from visionmlp.cli.commands import COMMANDS
+from visionmlp.cli.evaluation import scores_table
 from visionmlp.models.checkpoint import load_model, save_checkpoint
 from visionmlp.recipes.classify import ClassifyConfig
 from visionmlp.recipes.published import RECIPES
@@ -266,6 +270,41 @@ def test_fresh_weights_are_pointed_out(image: Path, capsys) -> None:
 
 
 # deploy, export, bench
+
+
+def test_fresh_weights_are_pointed_out_by_export(checkpoint: Path, tmp_path, capsys) -> None:
+    assert main(["export", "resmlp_test", "--output", str(tmp_path / "m.onnx"), "--batch", "1"]) == 0
+    assert "random weights" in capsys.readouterr().err
+    assert main(["export", str(checkpoint), "--output", str(tmp_path / "n.onnx"), "--batch", "1"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_a_bfloat16_checkpoint(tmp_path, image: Path, capsys) -> None:
+    model, _ = load_model("resmlp_test")
+    randomise(model)
+    path = tmp_path / "half.safetensors"
+    save_checkpoint(path, model.bfloat16())
+    assert main(["predict", str(path), str(image)]) == 0
+    assert capsys.readouterr().err == ""
+    for words in (["deploy", "--seconds", "0.02"], ["export", "--output", str(tmp_path / "m.onnx"), "--batch", "1"]):
+        assert main([words[0], str(path), *words[1:]]) == 0
+        assert capsys.readouterr().err == "note: the checkpoint is in bfloat16; what was written is in float32\n"
+
+
+def test_a_name_that_is_no_text(checkpoint: Path, image: Path) -> None:
+    odd = os.fsencode(image.parent) + b"/\xff.png"
+    shutil.copy(image, odd)
+    words = [sys.executable, "-m", "visionmlp", "predict", str(checkpoint), odd]
+    done = subprocess.run(words, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"})
+    assert done.returncode == 0, done.stderr
+    assert rb"\udcff.png" in done.stdout
+
+
+def test_eval_title_is_not_taken_for_markup() -> None:
+    scores = dict.fromkeys(("top1", "top5", "loss", "images", "skipped", "images_per_second"), 0)
+    console = Console(file=io.StringIO(), width=120)
+    console.print(scores_table({**scores, "model": "m", "form": "training", "data": "[red]x[foo]", "split": "test"}))
+    assert "[red]x[foo] (test)" in console.file.getvalue()
 
 
 def test_deploy_prints_the_certificate_and_needs_force_to_overwrite(checkpoint: Path, capsys) -> None:

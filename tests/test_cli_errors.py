@@ -329,6 +329,26 @@ def test_interrupt(fails: Fails, monkeypatch: pytest.MonkeyPatch) -> None:
     assert fails("models", code=130) == "interrupted\n"
 
 
+def test_interrupt_says_what_is_saved_in_one_line(fails: Fails, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt("stopped at step 3;\ncontinue with --resume")
+
+    monkeypatch.setattr("visionmlp.tools.catalog.catalog", interrupt)
+    assert fails("models", code=130) == "stopped at step 3; continue with --resume\n"
+
+
+def test_preprocessing_of_another_number_of_channels(fails: Fails, images: Path, tmp_path) -> None:
+    path = tmp_path / "grey.safetensors"
+    save_checkpoint(path, load_model("resmlp_test", in_chans=1)[0], preprocessing={"mean": [0.5] * 3, "std": [0.5] * 3})
+    for words in (["predict", path, images / "val"], ["eval", path, "--data", images]):
+        assert f"{path}: its preprocessing has 3 values of mean, but the model takes 1 channels" in fails(*words)
+
+
+def test_an_impossible_opset_is_one_line(fails: Fails, checkpoint: Path, tmp_path) -> None:
+    words = ["export", checkpoint, "--output", tmp_path / "m.onnx", "--batch", 1, "--opset", 99]
+    assert "cannot export to opset 99" in fails(*words)
+
+
 def test_debug_shows_the_traceback() -> None:
     with pytest.raises(ValueError, match="resmpl"):
         main(["deploy", "resmpl_s12", "--debug"])

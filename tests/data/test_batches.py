@@ -117,7 +117,7 @@ def test_ranks_share_an_epoch_without_overlap(repeats: int) -> None:
 
 
 def test_evaluation_covers_every_image_once_over_ranks() -> None:
-    seen: list[int] = []
+    seen: list[float] = []
     for rank in (0, 1, 2):
         batches = EvaluationBatches(
             Noise(10),  # type: ignore[arg-type]
@@ -129,7 +129,7 @@ def test_evaluation_covers_every_image_once_over_ranks() -> None:
             ranks=3,
         )
         assert len(batches) == 2 if rank == 0 else 1
-        seen += [image.sum().item() for batch in batches for image in batch.images]
+        seen += [float(image.sum()) for batch in batches for image in batch.images]
     assert len(set(seen)) == 10
 
 

@@ -1,6 +1,8 @@
 """Every augmentation option reaches the image."""
 
 import dataclasses
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,8 +11,12 @@ from PIL import Image
 
 from visionmlp.data import Augmentation, Preprocessing
 from visionmlp.data.seeding import seeded
+from visionmlp.recipes import RECIPES
 
 PREPROCESSING = Preprocessing(input_size=(3, 16, 16), mean=(0.0,) * 3, std=(1.0,) * 3)
+RECIPE_CONFIGS = [
+    recipe(output=Path("run"), **({} if name == "digits" else {"data": "data"})) for name, recipe in RECIPES.items()
+]
 PLAIN = Augmentation(crop="center", hflip=0.0)
 IMAGE = Image.fromarray(np.random.default_rng(0).integers(1, 256, (20, 16, 3), dtype=np.uint8))
 
@@ -52,6 +58,41 @@ def test_each_option_changes_the_image(change: dict[str, object]) -> None:
 def test_each_option_of_an_option_has_an_effect(base: dict[str, object], change: dict[str, object]) -> None:
     before = dataclasses.replace(PLAIN, **base)
     assert not torch.equal(augment(before), augment(dataclasses.replace(before, **change)))
+
+
+def test_color_jitter_has_an_effect_beside_auto_augment() -> None:
+    before = dataclasses.replace(PLAIN, auto_augment="rand-m9-n0")
+    assert torch.equal(augment(before), augment(PLAIN))
+    assert not torch.equal(augment(dataclasses.replace(before, color_jitter=0.4)), augment(before))
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        *sorted({config.auto_augment for config in RECIPE_CONFIGS if config.auto_augment}),
+        *("augmix-m10-mstd0", "v0-mstd3", "v0r-mstd5", "originalr-mstd5", "rand-m10-n3-p1-inc1-t3aw"),
+    ],
+)
+def test_no_draw_of_a_policy_fails(policy: str) -> None:
+    transform = dataclasses.replace(PLAIN, auto_augment=policy).transform(PREPROCESSING)
+    for seed in range(300):
+        with seeded(seed):
+            transform(IMAGE)
+
+
+def test_posterize_keeps_nothing_at_magnitude_10() -> None:
+    transform: Any = dataclasses.replace(PLAIN, auto_augment="rand-m10-p1-inc1").transform(PREPROCESSING)
+    policy = next(step for step in transform.transforms if hasattr(step, "transforms") and step.transforms)
+    operations = [
+        operation
+        for step in policy.transforms
+        for operation in getattr(step, "ops", [])
+        if operation.name == "PosterizeIncreasing"
+    ]
+    assert len(operations) == 1
+    assert operations[0](IMAGE).getextrema() == ((0, 0),) * 3
+    operations[0].magnitude = 9
+    assert operations[0](IMAGE).getextrema() != ((0, 0),) * 3
 
 
 def test_a_pad_crop_is_a_shift_within_black() -> None:

@@ -93,7 +93,12 @@ def test_moving_average_options() -> None:
         ({"save_every": 0}, "save_every must be at least 1, or left out"),
         ({"batch_size": 10, "accumulate": 4}, "multiple of devices x accumulate = 4; try 12"),
         ({"optimizer": "adanw2"}, "unknown optimizer 'adanw2'; did you mean adanw"),
-        ({"optimizer": "adahessian"}, "unknown optimizer"),
+        ({"optimizer": "adahessian"}, "optimizer 'adahessian' is not supported, as it needs second derivatives"),
+        ({"optimizer": "LBFGS"}, "optimizer 'LBFGS' is not supported"),
+        ({"momentum": 1.0}, r"momentum must be in \[0, 1\), got 1.0"),
+        ({"momentum": -0.1}, "momentum must be in"),
+        ({"seed": -1}, "seed must be in"),
+        ({"seed": 2**63}, r"seed must be in \[0, 2\*\*63\), got 9223372036854775808"),
         ({"schedule": "cosin"}, "schedule must be one of cosine, linear, step, constant, got 'cosin'"),
         ({"precision": "16"}, "precision must be one of 32-true"),
         ({"clip_grad": 0.0}, "clip_grad must be positive"),
@@ -117,3 +122,8 @@ def test_a_configuration_survives_yaml() -> None:
     assert again.output == Path("run")
     with pytest.raises(InvalidConfig, match="unknown option 'batchsize'; did you mean batch_size"):
         TrainingConfig.from_plain({**plain, "batchsize": 3})
+    for name, value in (("lr", "abc"), ("epochs", "abc"), ("epochs", True), ("optimizer_args", 3), ("seed", None)):
+        with pytest.raises(InvalidConfig, match=f"{name} cannot be {value!r}"):
+            TrainingConfig.from_plain({**plain, name: value})
+    with pytest.raises(InvalidConfig, match="option 'output' is missing"):
+        TrainingConfig.from_plain({"lr": 0.1})

@@ -16,8 +16,35 @@ def test_a_folder_that_holds_something_is_refused(tmp_path: Path) -> None:
     config = config_for(tmp_path / "run")
     (tmp_path / "run").mkdir()
     RunFolder(config.output).create(config)  # an empty one is fine
+    (config.output / "notes.txt").touch()
     with pytest.raises(RunFolderError, match="exists already; continue its run with --resume, or give"):
         RunFolder(config.output).create(config)
+
+
+def test_a_run_that_never_began_can_be_started_again(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    run.create(config_for(run.path, lr=0.5))
+    (run.checkpoints / "step-000000.safetensors").touch()  # killed before its state was written
+    (run.path / ".environment.json.partial").touch()
+    run.create(config_for(run.path))
+    assert run.read_config()["lr"] == config_for(run.path).lr
+    assert len(run.read_sessions()) == 1
+    (run.checkpoints / "step-000000.state").touch()
+    with pytest.raises(RunFolderError, match=r"^\S+ exists already") as caught:
+        run.create(config_for(run.path))
+    assert "cannot write" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["[{", "3", "\xff"])
+def test_files_that_cannot_be_read_are_one_line(tmp_path: Path, content: str) -> None:
+    run = RunFolder(tmp_path / "run")
+    run.create(config_for(run.path))
+    (run.path / "environment.json").write_bytes(content.encode("latin-1"))
+    with pytest.raises(RunFolderError, match=r"cannot read .*environment.json"):
+        run.reopen(config_for(run.path))
+    (run.path / "config.yaml").write_bytes(content.encode("latin-1"))
+    with pytest.raises(RunFolderError, match=r"(cannot read )?.*config.yaml"):
+        run.reopen(config_for(run.path))
 
 
 def test_nothing_to_resume(tmp_path: Path) -> None:

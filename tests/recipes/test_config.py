@@ -36,12 +36,44 @@ def config_for(**options: Any) -> ClassifyConfig:
         ({"crop": "random"}, "crop must be one of resized, pad, center"),
         ({"mixup": 0.2, "batch_size": 9}, "mixup and cutmix pair images"),
         ({"auto_augment": "rand-x5"}, "auto_augment 'rand-x5' is not in timm's notation"),
+        ({"auto_augment": "rand-m9-zzz"}, "auto_augment 'rand-m9-zzz' is not in timm's notation"),
+        ({"auto_augment": "rand-m9-tweigths"}, "is not in timm's notation"),
+        ({"auto_augment": "augmix-m"}, "is not in timm's notation"),
+        ({"auto_augment": "v0-m9"}, "is not in timm's notation"),
+        ({"std": (1.0, 0.0, 1.0)}, "std must be positive numbers, got"),
         ({"on_bad_image": "ignore"}, "on_bad_image must be one of stop, skip"),
     ],
 )
 def test_each_rule_is_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidConfig, match=message):
         config_for(**options)
+
+
+@pytest.mark.parametrize(
+    "policy",
+    ["rand-m9-n3-p0.5-mstd0.5-mmax20-inc1-tweights", "augmix-m5-w4-d2-a1.5-b1-mstd0.5", "originalr-mstd0.5", "3a"],
+)
+def test_timms_notation_is_accepted(policy: str) -> None:
+    assert config_for(auto_augment=policy).auto_augment == policy
+
+
+def test_lists_of_another_length_are_named() -> None:
+    plain = config_for().to_plain()
+    assert ClassifyConfig.from_plain({**plain, "std": [1, "2e-1", 1]}).std == (1.0, 0.2, 1.0)
+    for name, value in (("crop_scale", [0.1]), ("std", ["x"])):
+        with pytest.raises(InvalidConfig, match=f"{name} cannot be "):
+            ClassifyConfig.from_plain({**plain, name: value})
+
+
+def test_a_models_name_wins_over_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_checkpoint("model.safetensors", build_model(config_for(model="resmlp_test"), 3))
+    before = build_model(config_for(), 4)
+    (tmp_path / "repmlpnet_test").mkdir()
+    (tmp_path / "model.safetensors").rename("repmlpnet_test/model.safetensors")
+    after = build_model(config_for(), 4)
+    assert all(torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters(), strict=True))
+    assert build_model(config_for(model="./repmlpnet_test"), 4).name == "resmlp_test"
 
 
 def test_model_options_arrive() -> None:

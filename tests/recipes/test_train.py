@@ -14,11 +14,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from visionmlp.cli import main
 from visionmlp.engine.run_folder import Table
 from visionmlp.errors import DataError, InvalidConfig, RunFolderError
 from visionmlp.models.checkpoint import load_model
 from visionmlp.recipes import ClassifyConfig, evaluate, read_config, train
-from visionmlp.tools.report import read_confusion
+from visionmlp.tools.report import _reproduction, read_confusion
 
 EVERYTHING: dict[str, Any] = {
     "epochs": 4,
@@ -182,8 +183,26 @@ def test_evaluation_refuses_classes_that_the_model_lacks(images: Path, tmp_path:
     for name in ("grey", "dark", "light"):
         (tmp_path / name).mkdir(exist_ok=True)
         Image.new("RGB", (8, 8)).save(tmp_path / name / "0.png")
+    with pytest.raises(InvalidConfig, match="batch_size must be at least 1, got 0"):
+        evaluate(model, info, data=str(images), batch_size=0)
+    with pytest.raises(InvalidConfig, match="num_workers must not be negative, got -1"):
+        evaluate(model, info, data=str(images), num_workers=-1)
     with pytest.raises(DataError, match="has 3 classes, but the model 2"):
         evaluate(model, info, data=str(tmp_path))
+
+
+def test_to_resume_takes_the_folder_only(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--resume"]) == 2
+    assert capsys.readouterr().err == "error: --resume needs --output, the run folder to continue\n"
+
+
+def test_the_report_says_what_to_type() -> None:
+    session: dict[str, Any] = {"versions": {}, "git": None}
+    arguments = ["train", "--data", "a b"]
+    for program in ("/venv/bin/visionmlp", "/lib/visionmlp/__main__.py"):
+        text = _reproduction([{**session, "command": [program, *arguments]}])
+        assert text == "<pre>visionmlp train --data &#x27;a b&#x27;</pre>"
+    assert _reproduction([{**session, "command": ["own.py"]}]) == "<pre>own.py</pre>"
 
 
 _SCRIPT = """

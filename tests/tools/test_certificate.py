@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from visionmlp.errors import CheckpointError
+from visionmlp.errors import CheckpointError, InvalidConfig
 from visionmlp.layers.fusible import Fusible, reparameterize
-from visionmlp.models.checkpoint import load_checkpoint, load_model
+from visionmlp.models.checkpoint import load_checkpoint, load_model, save_checkpoint
 from visionmlp.tools import certificate as module
 from visionmlp.tools.certificate import CertificateError, certificate_table, certify, deploy, randomise, relative_error
 from visionmlp.tools.files import OutputError, beside
@@ -146,13 +146,52 @@ def test_a_deploy_form_cannot_be_deployed(tmp_path) -> None:
 
 def test_an_existing_file_needs_force_and_is_found_before_the_work(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "certify", None)
-    (tmp_path / "d").write_bytes(b"old")
+    output = tmp_path / "d.safetensors"
+    output.write_bytes(b"old")
     with pytest.raises(OutputError, match="exists"):
-        deploy(*load_model("resmlp_test"), tmp_path / "d")
+        deploy(*load_model("resmlp_test"), output)
     with pytest.raises(OutputError, match=r"cannot write .*No such file"):
-        deploy(*load_model("resmlp_test"), tmp_path / "missing" / "d")
+        deploy(*load_model("resmlp_test"), tmp_path / "missing" / "d.safetensors")
     with pytest.raises(OutputError, match="folder"):
         deploy(*load_model("resmlp_test"), tmp_path)
+
+
+def test_a_file_that_no_reader_would_take_is_refused(tmp_path) -> None:
+    with pytest.raises(OutputError, match=r"noext must end in \.safetensors"):
+        deploy(*load_model("resmlp_test"), tmp_path / "noext")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_training_form_is_not_overwritten_by_its_deploy_form(tmp_path) -> None:
+    path, link = tmp_path / "model.safetensors", tmp_path / "link.safetensors"
+    save_checkpoint(path, load_model("resmlp_test")[0])
+    link.symlink_to(path)
+    before = path.read_bytes()
+    for output in (path, link):
+        with pytest.raises(OutputError, match="holds the training form"):
+            deploy(*load_model(path), output, force=True, seconds=0.02)
+    assert path.read_bytes() == before
+
+
+def test_bfloat16_is_deployed_in_float32(tmp_path) -> None:
+    model, info = load_model("resmlp_test")
+    randomise(model)
+    model.bfloat16()
+    assert deploy(model, info, tmp_path / "d.safetensors", seconds=0.02).passed
+    assert {value.dtype for value in model.parameters()} == {torch.bfloat16}
+    reread, _ = load_checkpoint(tmp_path / "d.safetensors")
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert relative_error(copy.deepcopy(model).float()(images), reread(images)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "options", [{"batch_size": 0}, {"batch_size": -1}, {"seconds": 0}, {"seconds": -1}, {"seconds": float("nan")}]
+)
+def test_what_cannot_be_measured_is_refused(options: dict, tmp_path) -> None:
+    with pytest.raises(InvalidConfig, match=next(iter(options)).replace("_", "-")):
+        deploy(*load_model("resmlp_test"), tmp_path / "d.safetensors", **options)
+    assert not list(tmp_path.iterdir())
 
 
 def test_beside_reports_what_the_system_says_and_keeps_nothing(tmp_path) -> None:

@@ -12,6 +12,7 @@ from visionmlp.models.checkpoint import load_model
 from visionmlp.tools import export as module
 from visionmlp.tools.certificate import randomise, relative_error
 from visionmlp.tools.export import ExportError, export_onnx
+from visionmlp.tools.files import OutputError
 
 
 def trained(name: str):
@@ -72,6 +73,43 @@ def test_fresh_weights_are_randomised_so_that_the_check_can_fail(tmp_path) -> No
     errors = export_onnx(model, info, tmp_path / "m.onnx", batch=2)
     assert model.get_classifier().weight.any()
     assert errors[2] > 0
+
+
+def test_bfloat16_is_exported_in_float32(tmp_path) -> None:
+    model, info = trained("resmlp_test")
+    model.bfloat16()
+    assert export_onnx(model, info, tmp_path / "m.onnx", batch=1)[1] < 1e-5
+    assert {value.dtype for value in model.parameters()} == {torch.bfloat16}
+    assert onnxruntime.InferenceSession(tmp_path / "m.onnx").get_inputs()[0].type == "tensor(float)"
+
+
+@pytest.mark.parametrize("opset", [3, -1, 99])
+def test_an_opset_that_cannot_be_had_is_refused(opset: int, tmp_path) -> None:
+    with pytest.raises(ExportError, match=f"cannot export to opset {opset}, it gives"):
+        export_onnx(*trained("resmlp_test"), tmp_path / "m.onnx", batch=1, opset=opset)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_onnx_runtime_cannot_load_or_run_is_not_kept(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, info = trained("resmlp_test")
+    monkeypatch.setattr(module, "_write", lambda _model, path, *_: path.write_bytes(b"no graph"))
+    with pytest.raises(ExportError, match=r"cannot load.*nothing was written"):
+        export_onnx(model, info, tmp_path / "m.onnx", batch=1)
+    other, _ = load_model("resmlp_test", img_size=64)
+    monkeypatch.undo()
+    export_onnx(other, info, tmp_path / "other.onnx", batch=1)
+    graph = (tmp_path / "other.onnx").read_bytes()
+    (tmp_path / "other.onnx").unlink()
+    monkeypatch.setattr(module, "_write", lambda _model, path, *_: path.write_bytes(graph))
+    with pytest.raises(ExportError, match=r"cannot run.*at batch 1.*nothing was written"):
+        export_onnx(model, info, tmp_path / "m.onnx", batch=1)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_name_must_end_in_onnx(tmp_path) -> None:
+    with pytest.raises(OutputError, match=r"noext must end in \.onnx"):
+        export_onnx(*trained("resmlp_test"), tmp_path / "noext")
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_cannot_be_exported_is_refused(tmp_path) -> None:

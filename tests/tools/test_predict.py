@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
-from visionmlp.errors import DataError, InvalidConfig
+from visionmlp.errors import CheckpointError, InvalidConfig
 from visionmlp.models.checkpoint import load_model
 from visionmlp.tools.certificate import randomise
-from visionmlp.tools.predict import class_names_of, find_images, predict, predictions_table
+from visionmlp.tools.predict import ClassScore, Prediction, class_names_of, find_images, predict, predictions_table
 
 
 def save_image(path, seed: int) -> None:
@@ -38,9 +39,40 @@ def test_folders_are_searched_and_text_left_out(folder) -> None:
     assert found == [*(str(folder / name) for name in ("a.png", "b.jpg", "sub/c.PNG")), str(folder / "notes.txt"), "-"]
 
 
-def test_a_folder_without_images_is_an_error(tmp_path) -> None:
-    with pytest.raises(DataError, match=r"no images.*\.png"):
-        list(find_images([str(tmp_path)]))
+def test_a_folder_without_images_is_named_and_the_others_predicted(model_and_info, folder) -> None:
+    (folder / "empty.png").mkdir()
+    empty, a = predict(*model_and_info, [str(folder / "empty.png"), str(folder / "a.png")])
+    assert empty.image == str(folder / "empty.png")
+    assert "no images in this folder" in (empty.error or "")
+    assert len(a.classes) == 5
+
+
+def test_bfloat16_predicts(model_and_info, folder) -> None:
+    model, info = model_and_info
+    (reference,) = predict(model, info, [str(folder / "a.png")], top_k=10)
+    (prediction,) = predict(model.bfloat16(), info, [str(folder / "a.png")], top_k=10)
+    other = {score.name: score.probability for score in prediction.classes}
+    assert all(other[score.name] == pytest.approx(score.probability, abs=0.1) for score in reference.classes)
+
+
+def test_names_are_not_taken_for_markup() -> None:
+    score = ClassScore(index=0, name="[bold]cat[/]", probability=1.0)
+    console = Console(file=io.StringIO(), width=80)
+    console.print(predictions_table([Prediction(image="[red]x[foo]:smile:.png", classes=[score])]))
+    text = console.file.getvalue()
+    assert "[red]x[foo]:smile:.png" in text
+    assert "[bold]cat[/]" in text
+
+
+@pytest.mark.parametrize("key", ["mean", "std"])
+def test_preprocessing_that_does_not_fit_is_refused(key: str, model_and_info, folder) -> None:
+    model, info = model_and_info
+    info = dataclasses.replace(info, preprocessing={**info.preprocessing, key: (0.5,)})
+    with pytest.raises(CheckpointError, match=f"1 values of {key}.* 3 channels"):
+        list(predict(model, info, [str(folder)]))
+    model, info = load_model("resmlp_test", in_chans=2)
+    with pytest.raises(InvalidConfig, match="2 channels"):
+        list(predict(model, info, [str(folder)]))
 
 
 def test_probabilities_are_sorted_and_do_not_depend_on_the_batch(model_and_info, folder) -> None:
@@ -114,7 +146,7 @@ def test_class_names(model_and_info) -> None:
 
 
 def test_what_cannot_work_is_refused(model_and_info, folder) -> None:
-    for options in ({"top_k": 0}, {"batch_size": 0}, {"device": "nonesuch"}):
+    for options in ({"top_k": 0}, {"batch_size": 0}, {"device": "nonesuch"}, {"device": "meta"}):
         with pytest.raises(InvalidConfig):
             list(predict(*model_and_info, [str(folder)], **options))
     headless, info = load_model("resmlp_test", num_classes=0)

@@ -121,6 +121,7 @@ def deploy(options: DeployOptions) -> int:
     certificate = deploy(
         model, info, output, force=options.force, batch_size=options.batch_size, seconds=options.seconds
     )
+    _note_float32(model)
     _console().print(certificate_table(certificate))
     sys.stdout.write(f"wrote {output}\n")
     return 0
@@ -142,6 +143,9 @@ def export(options: ExportOptions) -> int:
         opset=options.opset,
         force=options.force,
     )
+    if _is_fresh(options, info):
+        _note(f"note: {info.model} has no trained weights; the file holds its structure, with random weights")
+    _note_float32(model)
     for size, error in errors.items():
         sys.stdout.write(f"ONNX Runtime at batch {size}: max relative error {error:.1e}\n")
     sys.stdout.write(f"wrote {options.output} ({options.output.stat().st_size / 2**20:.1f} MiB)\n")
@@ -224,8 +228,8 @@ COMMANDS = {
         summary="classes of images",
         description=(
             "Print the most probable classes of images.\n"
-            "An image that cannot be read is named on standard error, the others are still "
-            "predicted, and the exit code is 2."
+            "An image that cannot be read, or a folder without images, is named on standard error; the others are\n"
+            "still predicted, and the exit code is 2."
         ),
         examples=["predict runs/digits image.png folder/", "predict model.safetensors - --json < image.jpg"],
     ),
@@ -294,9 +298,21 @@ def _load(options: ModelOptions) -> "tuple[Backbone, CheckpointInfo]":
 def _load_trained(options: ModelOptions) -> "tuple[Backbone, CheckpointInfo]":
     """The same, for commands whose result means nothing without training: fresh weights are pointed out."""
     model, info = _load(options)
-    if options.checkpoint is None and options.model == info.model:
+    if _is_fresh(options, info):
         _note(f"note: {info.model} has fresh weights; give a run folder, a checkpoint file or --checkpoint")
     return model, info
+
+
+def _is_fresh(options: ModelOptions, info: "CheckpointInfo") -> bool:
+    """Whether the options name a model only, without any weights."""
+    return options.checkpoint is None and options.model == info.model
+
+
+def _note_float32(model: "Backbone") -> None:
+    """Point out that a file was not written in the precision of its checkpoint."""
+    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+    if dtype != "float32":
+        _note(f"note: the checkpoint is in {dtype}; what was written is in float32")
 
 
 def _deploy_output(options: DeployOptions) -> Path:

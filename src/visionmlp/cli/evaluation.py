@@ -1,16 +1,19 @@
 """The ``eval`` command behind its options: which dataset, how fast, and the table."""
 
+import dataclasses
 import time
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from visionmlp.cli.options import EvalOptions
 from visionmlp.cli.parser import UsageError
 from visionmlp.models.backbone import Backbone
 from visionmlp.models.checkpoint import CheckpointInfo
 from visionmlp.recipes.classify import evaluate, read_config
+from visionmlp.tools.predict import preprocessing_of
 from visionmlp.tools.timing import open_device
 
 
@@ -31,11 +34,12 @@ def evaluate_model(model: Backbone, info: CheckpointInfo, options: EvalOptions) 
             raise UsageError(f"--data must be given, since {options.model} is not in a run folder")
         config = read_config(folder)
         data, root = config.data, root or config.data_root
+    preprocessing = preprocessing_of(model, info)
     model = model.to(open_device(options.device))
     start = time.perf_counter()
     result = evaluate(
         model,
-        info,
+        dataclasses.replace(info, preprocessing=preprocessing),
         data=data,
         data_root=root,
         split=options.split,
@@ -60,7 +64,9 @@ def evaluate_model(model: Backbone, info: CheckpointInfo, options: EvalOptions) 
 
 def scores_table(scores: dict[str, Any]) -> Table:
     """Scores in one row."""
-    table = Table(title=f"{scores['model']}, {scores['form']} form, {scores['data']} ({scores['split']})")
+    title = f"{scores['model']}, {scores['form']} form, {scores['data']} ({scores['split']})"
+    # as Text, since a name of a file may look like rich's markup
+    table = Table(title=Text(title, style="table.title"))
     table.title_justify = "left"
     row = {
         "top-1 %": f"{scores['top1']:.2f}",

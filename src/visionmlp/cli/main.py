@@ -1,5 +1,6 @@
 """Entry point: finds the command, parses its options, runs it, and turns every expected failure into one line."""
 
+import io
 import os
 import sys
 import warnings
@@ -36,6 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # a file name need not be valid in any encoding; standard error does this by itself
+        sys.stdout.reconfigure(errors="backslashreplace")
     with warnings.catch_warnings():
         if not debug:
             # of libraries; our own tell the user something
@@ -47,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
             return code
         except KeyboardInterrupt as interrupt:  # training says what is saved and how to go on
-            return fail(str(interrupt) or "interrupted", INTERRUPTED)
+            return fail(one_line(interrupt) or "interrupted", INTERRUPTED)
         except BrokenPipeError:
             # the reader has gone; without this the interpreter complains when it flushes at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

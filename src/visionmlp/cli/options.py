@@ -86,8 +86,8 @@ class DeployOptions(ModelOptions):
     """Options of ``deploy``."""
 
     output: Path | None = option(
-        "deploy checkpoint to write; default: deploy.safetensors in the run folder, or NAME-deploy.safetensors beside "
-        "the checkpoint (in this folder for a model name)",
+        "deploy checkpoint (.safetensors) to write; default: deploy.safetensors in the run folder, or "
+        "NAME-deploy.safetensors beside the checkpoint (in this folder for a model name)",
         None,
         metavar="FILE",
     )
@@ -115,7 +115,7 @@ class BenchOptions:
 
     models: tuple[str, ...] = option(MODEL_HELP + "; several are compared", metavar="MODEL", positional=True)
     batch_size: tuple[int, ...] = option("images per call", (1, 8))
-    dtype: Literal["float32", "bfloat16"] = option("of weights and images", "float32")
+    dtype: Literal["float32", "bfloat16"] = option("of weights and images, whatever the checkpoint holds", "float32")
     form: tuple[Literal["training", "deploy"], ...] = option(
         "forms to measure; a deploy checkpoint has only the second", ("training", "deploy")
     )

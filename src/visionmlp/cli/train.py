@@ -30,7 +30,9 @@ def add_train_options(parser: ArgumentParser, words: Sequence[str]) -> None:
     if model is not None:
         # not as the positional's own default, which argparse would prefer to the config file's
         parser.set_defaults(model=model)
-    if given.resume and given.output is not None and not given.config:
+    if given.resume and not given.config and not {"-h", "--help"} & set(words):
+        if given.output is None:
+            raise UsageError("--resume needs --output, the run folder to continue")
         from visionmlp.engine.run_folder import RunFolder
 
         folder = Path(given.output)

@@ -9,6 +9,9 @@ from visionmlp.errors import DataError
 
 OnBadImage = Literal["stop", "skip"]
 
+# file names are bytes, and need not be UTF-8
+_ERRORS = "surrogateescape"
+
 
 class BadImage(NamedTuple):
     """An image that cannot be decoded. Workers return it; only the main process raises."""
@@ -48,10 +51,10 @@ class BadImageLog:
                 # read again each time, as other ranks and earlier sessions write here too
                 if self.path.exists() and image.name in _names(self.path):
                     continue
-                with self.path.open("a", encoding="utf-8") as file:
+                with self.path.open("a", encoding="utf-8", errors=_ERRORS) as file:
                     file.write(f"{image.name}\t{image.reason}\n")
             warnings.warn(f"skipped image {image.name}: {image.reason}", stacklevel=2)
 
 
 def _names(path: Path) -> list[str]:
-    return [line.partition("\t")[0] for line in path.read_text(encoding="utf-8").splitlines()]
+    return [line.partition("\t")[0] for line in path.read_text(encoding="utf-8", errors=_ERRORS).splitlines()]

@@ -1,11 +1,11 @@
 """From decoded images to normalised tensors, by timm's transforms."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 from PIL import Image
-from timm.data import create_transform
+from timm.data import auto_augment, create_transform
 from timm.data.transforms import str_to_interp_mode
 from torch import Tensor
 from torchvision import transforms
@@ -52,7 +52,7 @@ class Augmentation:
     rotation: float = 0.0
     """Largest rotation either way, in degrees."""
     color_jitter: float = 0.0
-    """Strength of random brightness, contrast and saturation."""
+    """Strength of random brightness, contrast and saturation, after ``auto_augment``."""
     auto_augment: str | None = None
     """Policy in timm's notation, such as ``rand-m9-mstd0.5-inc1``."""
     erasing: float = 0.0
@@ -69,7 +69,7 @@ class Augmentation:
             scale=self.crop_scale,
             ratio=self.crop_ratio,
             hflip=self.hflip,
-            color_jitter=self.color_jitter or None,  # type: ignore[arg-type]
+            color_jitter=None,  # type: ignore[arg-type] (below, as timm drops it beside auto_augment)
             auto_augment=self.auto_augment,
             interpolation=preprocessing.interpolation,
             mean=preprocessing.mean,
@@ -78,6 +78,9 @@ class Augmentation:
             re_mode=self.erasing_mode,
         )
         crop, colour, normalise = stages
+        for operation in _operations(colour):
+            if operation.aug_fn is auto_augment.posterize:
+                operation.aug_fn = _posterize
         size = preprocessing.input_size[1:]
         interpolation: Any = str_to_interp_mode(preprocessing.interpolation)
         steps = [crop]
@@ -92,4 +95,24 @@ class Augmentation:
             steps = [*steps, transforms.RandomHorizontalFlip(self.hflip)]
         if self.rotation:
             steps.append(transforms.RandomRotation(self.rotation, transforms.InterpolationMode.BILINEAR))
-        return transforms.Compose([*steps, colour, normalise])
+        steps.append(colour)
+        if self.color_jitter:
+            steps.append(transforms.ColorJitter(*[self.color_jitter] * 3))
+        return transforms.Compose([*steps, normalise])
+
+
+def _operations(colour: transforms.Compose) -> Iterator[auto_augment.AugmentOp]:
+    """The operations of timm's auto-augment policy among these steps, if there is one."""
+    for step in colour.transforms:
+        if isinstance(step, auto_augment.AutoAugment):
+            for operations in step.policy:
+                yield from operations
+        elif isinstance(step, auto_augment.RandAugment | auto_augment.AugMixAugment):
+            yield from step.ops
+
+
+def _posterize(image: Image.Image, bits: int, **options: Any) -> Image.Image:
+    """timm's, but black at no bits, which its policies ask for at magnitude 10 and Pillow refuses since version 13."""
+    if bits < 1:
+        return Image.new(image.mode, image.size)
+    return auto_augment.posterize(image, bits, **options)

@@ -12,8 +12,8 @@ import timm.optim
 
 from visionmlp.errors import InvalidConfig
 
-# timm's optimizers that need second derivatives, which the loop does not compute
-_UNSUPPORTED = ("adahessian",)
+# what they need and the loop does not compute
+_UNSUPPORTED = {"adahessian": "second derivatives", "lbfgs": "several losses within a step"}
 
 ConfigT = typing.TypeVar("ConfigT", bound="TrainingConfig")
 
@@ -95,7 +95,9 @@ class TrainingConfig:
         for name in ("save_every", "max_steps", "threads"):
             value = getattr(self, name)
             self.require(value is None or value >= 1, f"{name} must be at least 1, or left out, got {value}")
-        for name in ("seed", "weight_decay", "warmup_epochs", "warmup_lr", "min_lr"):
+        self.require(0 <= self.seed < 2**63, f"seed must be in [0, 2**63), got {self.seed}")
+        self.require(0 <= self.momentum < 1, f"momentum must be in [0, 1), got {self.momentum}")
+        for name in ("weight_decay", "warmup_epochs", "warmup_lr", "min_lr"):
             self.require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
         for name in ("lr", "decay_epochs", "decay_rate"):
             self.require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
@@ -121,6 +123,8 @@ class TrainingConfig:
             self.max_steps is not None or self.warmup_epochs < self.epochs,
             f"warmup_epochs {self.warmup_epochs:g} must be less than epochs {self.epochs}",
         )
+        needs = _UNSUPPORTED.get(self.optimizer.lower())
+        self.require(needs is None, f"optimizer {self.optimizer!r} is not supported, as it needs {needs}; try adamw")
         known = [str(name) for name in timm.optim.list_optimizers() if name not in _UNSUPPORTED]
         if self.optimizer.lower() not in known:
             near = difflib.get_close_matches(self.optimizer.lower(), known, n=3)
@@ -160,7 +164,16 @@ class TrainingConfig:
             if name not in hints:
                 near = difflib.get_close_matches(name, hints, n=1)
                 raise InvalidConfig(f"unknown option {name!r}" + (f"; did you mean {near[0]}?" if near else ""))
-        return cls(**{name: _typed(value, hints[name]) for name, value in values.items()})
+        for field in dataclasses.fields(cls):
+            if field.name not in values and field.default is field.default_factory is dataclasses.MISSING:
+                raise InvalidConfig(f"option {field.name!r} is missing")
+        typed = {}
+        for name, value in values.items():
+            try:
+                typed[name] = _typed(value, hints[name])
+            except (ValueError, TypeError) as error:
+                raise InvalidConfig(f"{name} cannot be {value!r}") from error
+        return cls(**typed)
 
 
 def _plain(value: Any) -> Any:
@@ -174,12 +187,25 @@ def _plain(value: Any) -> Any:
 
 
 def _typed(value: Any, hint: Any) -> Any:
-    """Paths and tuples are strings and lists in YAML, and ``1e-3`` is a string there."""
+    """Paths and tuples are strings and lists in YAML, and ``1e-3`` is a string there.
+
+    Raises:
+        TypeError: if the hint does not admit the value.
+        ValueError: if it is text in place of a number, or a list of another length.
+    """
     members = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-    if isinstance(value, str) and Path in members:
+    kinds = {typing.get_origin(member) or member: member for member in members}
+    if isinstance(value, str) and Path in kinds:
         return Path(value)
-    if isinstance(value, list) and any(typing.get_origin(member) is tuple for member in members):
-        return tuple(value)
-    if isinstance(value, str | int) and not isinstance(value, bool) and float in members and str not in members:
+    if isinstance(value, list | tuple) and tuple in kinds:
+        items = typing.get_args(kinds[tuple])
+        if items[-1] is Ellipsis:
+            items = items[:1] * len(value)
+        return tuple(_typed(item, kind) for item, kind in zip(value, items, strict=True))
+    if isinstance(value, str | int) and not isinstance(value, bool) and float in kinds and str not in kinds:
         return float(value)
+    if Literal in kinds:  # which has its own rule
+        return value
+    if not isinstance(value, tuple(kinds)) or (isinstance(value, bool) and bool not in kinds):
+        raise TypeError(f"{type(value).__name__} is not {hint}")
     return value

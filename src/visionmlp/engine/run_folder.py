@@ -22,7 +22,7 @@ import torch
 import yaml
 
 from visionmlp.engine.config import TrainingConfig
-from visionmlp.errors import InvalidConfig, RunFolderError
+from visionmlp.errors import InvalidConfig, RunFolderError, VisionMLPError
 
 PACKAGES = ("visionmlp", "torch", "torchvision", "timm", "lightning-fabric", "numpy", "pillow")
 
@@ -32,6 +32,8 @@ def writing(path: Path) -> Iterator[None]:
     """Turn an OSError (disk full, read-only, ...) into one line about ``path``."""
     try:
         yield
+    except VisionMLPError:  # some are OSErrors too
+        raise
     except OSError as error:
         raise RunFolderError(f"cannot write {path}: {error.strerror or error}") from error
 
@@ -49,6 +51,12 @@ def write_beside(path: Path, content: bytes) -> None:
         except OSError:
             partial.unlink(missing_ok=True)
             raise
+
+
+def sync(path: Path) -> None:
+    """Wait until a file is on the disk, before another one says that it is there."""
+    with writing(path), path.open("rb+") as file:
+        os.fsync(file.fileno())
 
 
 class Table:
@@ -109,16 +117,16 @@ class RunFolder:
         """Make the folder and write what is known before training.
 
         Raises:
-            RunFolderError: if it holds anything already, or cannot be written.
+            RunFolderError: if it holds anything but a run that never began, or cannot be written.
         """
         with writing(self.path):
-            if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            if self.path.exists() and not (self.path.is_dir() and self._never_began()):
                 raise RunFolderError(
                     f"{self.path} exists already; continue its run with --resume, or give another --output"
                 )
-            self.checkpoints.mkdir(parents=True)
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
         write_beside(self.path / "config.yaml", yaml.safe_dump(config.to_plain(), sort_keys=False).encode())
-        self._add_session()
+        self._write_sessions([environment()])
 
     def reopen(self, config: TrainingConfig) -> None:
         """Check that the folder holds a run of this configuration.
@@ -136,7 +144,7 @@ class RunFolder:
                     f"{self.path} was started with {name} = {before[name]}, not {value}; "
                     "resume with the same value, or give another --output"
                 )
-        self._add_session()
+        self._write_sessions([*self.read_sessions(), environment()])
 
     def read_config(self) -> dict[str, Any]:
         """Contents of ``config.yaml``.
@@ -148,19 +156,35 @@ class RunFolder:
             config = yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             raise RunFolderError(f"nothing to resume in {self.path}: it has no config.yaml") from error
-        except (OSError, yaml.YAMLError) as error:
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise RunFolderError(f"cannot read {self.path / 'config.yaml'}: {error}") from error
         if not isinstance(config, dict):
             raise RunFolderError(f"{self.path / 'config.yaml'} holds no options")
         return config
 
     def read_sessions(self) -> list[dict[str, Any]]:
-        """Contents of ``environment.json``: one entry for each time that the run was started or resumed."""
-        path = self.path / "environment.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+        """Contents of ``environment.json``: one entry for each time that the run was started or resumed.
 
-    def _add_session(self) -> None:
-        sessions = [*self.read_sessions(), environment()]
+        Raises:
+            RunFolderError: if it cannot be read.
+        """
+        path = self.path / "environment.json"
+        if not path.exists():
+            return []
+        try:
+            sessions = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(sessions, list):
+                raise ValueError("it holds no list")
+        except (OSError, ValueError) as error:
+            raise RunFolderError(f"cannot read {path}: {error}; repair it, or remove it to go on without") from error
+        return sessions
+
+    def _never_began(self) -> bool:
+        """Whether the folder is empty, or holds only what a run killed before its first checkpoint leaves."""
+        names = {path.name.removeprefix(".").removesuffix(".partial") for path in self.path.iterdir()}
+        return names <= {"checkpoints", "config.yaml", "environment.json"} and not any(self.checkpoints.glob("*.state"))
+
+    def _write_sessions(self, sessions: list[dict[str, Any]]) -> None:
         write_beside(self.path / "environment.json", json.dumps(sessions, indent=2).encode())
 
 

@@ -22,6 +22,7 @@ from visionmlp.data.batches import EpochOrder
 from visionmlp.data.policy import OnBadImage
 from visionmlp.engine import RunFolder, fit, launch, on_rank_zero
 from visionmlp.engine import evaluate as evaluate_task
+from visionmlp.engine.run_folder import sync
 from visionmlp.errors import DataError, InvalidConfig, require
 from visionmlp.layers.fusible import is_training_form
 from visionmlp.models.backbone import Backbone
@@ -31,6 +32,7 @@ from visionmlp.models.checkpoint import (
     load_model,
     save_checkpoint,
 )
+from visionmlp.models.registry import is_model
 from visionmlp.recipes.config import ClassifyConfig
 from visionmlp.tasks.classify import Classification
 from visionmlp.tools.report import write_confusion, write_report
@@ -114,7 +116,10 @@ def evaluate(
 
     Raises:
         DataError: if the data cannot be used, or has classes that the model lacks.
+        InvalidConfig: for a number that breaks its rule.
     """
+    ClassifyConfig.require(batch_size >= 1, f"batch_size must be at least 1, got {batch_size}")
+    ClassifyConfig.require(num_workers >= 0, f"num_workers must not be negative, got {num_workers}")
     source = open_evaluation_data(data, split=split, root=data_root, class_names=info.class_names)
     if len(source.class_names) > model.num_classes:
         raise DataError(f"{data} has {len(source.class_names)} classes, but the model {model.num_classes}")
@@ -171,7 +176,8 @@ def build_model(config: ClassifyConfig, num_classes: int) -> Backbone:
         raise InvalidConfig("num_classes follows from the data; remove it from model_args")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        if Path(config.model).exists():
+        # as in load_model: a model's name means the model, whatever lies beside it
+        if not is_model(config.model) and Path(config.model).exists():
             model, _ = load_model(config.model, checkpoint=config.checkpoint, **fields)
             if model.num_classes != num_classes:
                 model.reset_classifier(num_classes)
@@ -233,6 +239,7 @@ def _train(fabric: "Fabric", config: ClassifyConfig, resume: bool) -> TrainResul
     def write_weights(path: Path, weights: nn.Module) -> None:
         assert isinstance(weights, Backbone)
         save_checkpoint(path, weights, class_names=class_names, preprocessing=dataclasses.asdict(preprocessing))
+        sync(path)
 
     def keep_best(weights: nn.Module, sums: dict[str, Tensor]) -> None:
         write_weights(run.model, weights)

@@ -3,6 +3,7 @@
 # ruff: noqa: RUF009 (option() is a dataclass field)
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,14 @@ from visionmlp.models.checkpoint import default_preprocessing
 from visionmlp.tasks.classify import Mixing
 
 INTERPOLATIONS = ("bilinear", "bicubic", "nearest", "lanczos")
+
+# timm skips a part that it cannot read, such as zzz in rand-m9-zzz
+_NUMBER = r"\d+(\.\d*)?"
+_POLICY_PARTS = {
+    "rand": rf"(m|n|mmax|inc)\d+|(p|mstd){_NUMBER}|t(weights|3aw|3a)",
+    "augmix": rf"(m|w|d|b)\d+|(a|mstd){_NUMBER}",
+    "": rf"mstd{_NUMBER}",
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -128,6 +137,9 @@ class ClassifyConfig(TrainingConfig):
             not self.mixing.enabled or self.part_size % 2 == 0,
             f"mixup and cutmix pair images, so batch_size / devices / accumulate must be even, got {self.part_size}",
         )
+        self.require(
+            self.std is None or all(value > 0 for value in self.std), f"std must be positive numbers, got {self.std}"
+        )
         if self.auto_augment is not None:
             _check_policy(self.auto_augment)
 
@@ -171,7 +183,11 @@ class ClassifyConfig(TrainingConfig):
 
 
 def _check_policy(policy: str) -> None:
+    kind, *parts = policy.split("-")
+    notation = _POLICY_PARTS.get(kind, _POLICY_PARTS[""])
     try:
+        if not all(re.fullmatch(notation, part) for part in parts):
+            raise ValueError("a part that timm would skip")
         if policy.startswith("rand"):
             timm.data.auto_augment.rand_augment_transform(policy, {})
         elif policy.startswith("augmix"):

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor, nn
 
 from visionmlp.errors import InvalidConfig
@@ -17,7 +18,7 @@ from visionmlp.layers.fusible import is_training_form, reparameterize
 from visionmlp.models.backbone import Backbone
 from visionmlp.models.checkpoint import load_model
 from visionmlp.tools.catalog import count_macs, count_params, count_text
-from visionmlp.tools.timing import Machine, describe_machine, interleave, open_device, peak_memory
+from visionmlp.tools.timing import Machine, check_seconds, describe_machine, interleave, open_device, peak_memory
 
 Form = Literal["training", "deploy"]
 Runtime = Literal["eager", "compile"]
@@ -106,7 +107,7 @@ def bench(
     Args:
         models: names, run folders or checkpoint files.
         batch_sizes: images per call.
-        dtype: of weights and images.
+        dtype: of weights and images, whatever a checkpoint holds.
         forms: which forms of each model; a deploy checkpoint has no training form.
         runtimes: plain PyTorch or ``torch.compile`` (default mode, fixed shapes).
         compare: also timm's model, where timm has the architecture.
@@ -122,8 +123,7 @@ def bench(
     """
     if min(batch_sizes, default=0) < 1:
         raise InvalidConfig("batch-size needs one or more numbers, each at least 1")
-    if seconds <= 0:
-        raise InvalidConfig(f"seconds must be positive, got {seconds}")
+    check_seconds(seconds)
     if threads is not None and threads < 1:
         raise InvalidConfig(f"threads must be at least 1, got {threads}")
     place, kind = open_device(device), getattr(torch, dtype)
@@ -275,7 +275,8 @@ def bench_table(result: Benchmark) -> Table:
             f"{100 * m.gemm_efficiency:.1f}",
             f"{m.peak_mib:.1f}",
         )
-        table.add_row(m.model, m.form, m.runtime, m.dtype, str(m.batch_size), *numbers)
+        # as Text, since a name of a file may look like rich's markup
+        table.add_row(Text(m.model), m.form, m.runtime, m.dtype, str(m.batch_size), *numbers)
     return table
 
 

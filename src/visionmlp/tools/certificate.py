@@ -10,14 +10,14 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
-from visionmlp.errors import CheckpointError, VisionMLPError
+from visionmlp.errors import CheckpointError, InvalidConfig, VisionMLPError
 from visionmlp.layers.affine import Affine
 from visionmlp.layers.fusible import is_training_form, reparameterize
 from visionmlp.models.backbone import Backbone
 from visionmlp.models.checkpoint import CheckpointInfo, load_checkpoint, save_checkpoint
 from visionmlp.tools.catalog import count_macs, count_params, count_text
-from visionmlp.tools.files import beside
-from visionmlp.tools.timing import interleave
+from visionmlp.tools.files import OutputError, beside
+from visionmlp.tools.timing import check_seconds, interleave
 
 FLOAT64_LIMIT = 1e-10
 FLOAT32_LIMIT = 1e-5
@@ -116,7 +116,13 @@ def certify(
         input_size: (C, H, W) of the random images.
         batch_size: images per call of the latency measurement.
         seconds: time to measure each form.
+
+    Raises:
+        InvalidConfig: for a batch size or a time that cannot be measured.
     """
+    if batch_size < 1:
+        raise InvalidConfig(f"batch-size must be at least 1, got {batch_size}")
+    check_seconds(seconds)
     deployed = reparameterize(model)
     double = copy.deepcopy(model).double()
     float64 = _difference(double, reparameterize(double), input_size)
@@ -151,7 +157,8 @@ def deploy(
     """Write a model's deploy form, once its certificate holds and the file reads back as the same model.
 
     Args:
-        model: training form in evaluation mode, in float32 on the CPU.
+        model: training form in evaluation mode, on the CPU; not changed. In another precision than float32 it is
+            converted first, so what is certified and written is float32.
         info: where it came from; class names and preprocessing are carried over.
         output: ``.safetensors`` file.
         force: replace an existing file.
@@ -161,12 +168,18 @@ def deploy(
     Raises:
         CertificateError: if the forms differ, or the file does not reproduce the model.
         CheckpointError: if the model is a deploy form already.
-        OutputError: if the output exists or cannot be written.
+        InvalidConfig: for a batch size or a time that cannot be measured.
+        OutputError: if the output exists, is the training form itself, or cannot be written.
     """
     if not is_training_form(model):
         raise CheckpointError(f"{info.source} is in deploy form already")
+    output, source = Path(output), Path(info.source)
+    if output.exists() and source.exists() and output.samefile(source):
+        raise OutputError(f"{output} holds the training form, which cannot be recovered; give another --output")
+    if next(model.parameters()).dtype != torch.float32:
+        model = copy.deepcopy(model).float()
     input_size = (model.config.in_chans, *model.config.img_size)
-    with beside(output, force=force) as partial:
+    with beside(output, force=force, suffix=".safetensors") as partial:
         deployed, certificate = certify(model, input_size, batch_size=batch_size, seconds=seconds)
         if not certificate.passed:
             raise CertificateError(

@@ -1,10 +1,13 @@
 """ONNX export that is compared with ONNX Runtime before the file appears."""
 
 import contextlib
+import copy
 import io
 import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Literal
 
 import torch
@@ -46,7 +49,8 @@ def export_onnx(
     random ones (the model is changed): zero classifiers and tiny LayerScales would let any graph pass.
 
     Args:
-        model: in evaluation mode, float32, on the CPU.
+        model: in evaluation mode, on the CPU; in another precision than float32 it is converted first, so what is
+            compared and written is float32.
         info: where it came from.
         output: ``.onnx`` file.
         form: re-parameterised or as trained.
@@ -58,7 +62,7 @@ def export_onnx(
         Largest difference relative to the largest logit, for each batch size that was run.
 
     Raises:
-        ExportError: if the outputs differ, or PyTorch cannot export the model.
+        ExportError: if the outputs differ, PyTorch cannot export the model, or ONNX Runtime cannot run it.
         InvalidConfig: for a form that the model does not have, or an impossible batch size.
         MissingExtra: without the packages of the ``export`` extra.
         OutputError: if the output exists or cannot be written.
@@ -72,6 +76,8 @@ def export_onnx(
     fresh = info.source == CheckpointInfo(model=info.model, form=info.form).source
     if fresh:
         randomise(model)
+    if next(model.parameters()).dtype != torch.float32:
+        model = copy.deepcopy(model).float()
     exported = reparameterize(model) if form == "deploy" else model
     assert isinstance(exported, Backbone)
     metadata = {
@@ -80,15 +86,17 @@ def export_onnx(
         "class_names": json.dumps(info.class_names),
         "preprocessing": json.dumps(info.preprocessing or default_preprocessing(model)),
     }
-    with beside(output, force=force) as partial:
+    with beside(output, force=force, suffix=".onnx") as partial:
         _write(exported, partial, batch, opset, metadata)
-        session = runtime.InferenceSession(partial, providers=["CPUExecutionProvider"])
         errors: dict[int, float] = {}
+        with _explained(runtime, "load the exported model"):
+            session = runtime.InferenceSession(partial, providers=["CPUExecutionProvider"])
         for size in CHECKED_BATCHES if batch == "dynamic" else (batch,):
             images = torch.randn(size, model.config.in_chans, *model.config.img_size)
             with torch.inference_mode():
                 reference = exported(images)
-            (logits,) = session.run(None, {"images": images.numpy()})
+            with _explained(runtime, f"run the exported model at batch {size}"):
+                (logits,) = session.run(None, {"images": images.numpy()})
             errors[size] = relative_error(reference, torch.from_numpy(logits))
             if not errors[size] <= LIMIT:
                 raise ExportError(
@@ -96,6 +104,17 @@ def export_onnx(
                     f"relative error {errors[size]:.1e}, limit {LIMIT:.0e}; nothing was written"
                 )
     return errors
+
+
+@contextlib.contextmanager
+def _explained(runtime: ModuleType, action: str) -> Iterator[None]:
+    """Turn ONNX Runtime's own errors, which share no base, into one line."""
+    values = vars(runtime.capi.onnxruntime_pybind11_state).values()
+    try:
+        yield
+    except tuple(value for value in values if isinstance(value, type) and issubclass(value, Exception)) as error:
+        reason = " ".join(str(error).split())
+        raise ExportError(f"ONNX Runtime cannot {action}: {reason}; nothing was written") from error
 
 
 def _write(model: Backbone, path: Path, batch: Batch, opset: int | None, metadata: dict[str, str]) -> None:
@@ -120,6 +139,10 @@ def _write(model: Backbone, path: Path, batch: Batch, opset: int | None, metadat
                 dynamic_shapes=({0: torch.export.Dim("batch")},) if batch == "dynamic" else None,
             )
             assert program is not None
+            written = program.model.opset_imports.get("")
+            if opset is not None and written != opset:
+                # the exporter goes on with the nearest that it can write
+                raise ExportError(f"PyTorch cannot export to opset {opset}, it gives {written}; nothing was written")
             program.model.metadata_props.update(metadata)
             program.save(path, external_data=False)
     except torch.onnx.errors.OnnxExporterError as error:

@@ -13,7 +13,7 @@ class OutputError(VisionMLPError, OSError):
 
 
 @contextlib.contextmanager
-def beside(path: Path, *, force: bool) -> Iterator[Path]:
+def beside(path: Path, *, force: bool, suffix: str = "") -> Iterator[Path]:
     """A file beside ``path`` that takes its place when the block succeeds and is removed when it fails.
 
     It is created on entry, so that a folder that cannot be written is found before the work and not after it.
@@ -21,6 +21,7 @@ def beside(path: Path, *, force: bool) -> Iterator[Path]:
     Args:
         path: the output.
         force: whether it may replace an existing file.
+        suffix: how its name must end, since readers tell formats by it; empty for any.
 
     Raises:
         OutputError: naming the output and the reason.
@@ -28,6 +29,8 @@ def beside(path: Path, *, force: bool) -> Iterator[Path]:
     path = Path(path)
     if path.is_dir():
         raise OutputError(f"{path} is a folder; give a file")
+    if suffix and path.suffix != suffix:
+        raise OutputError(f"{path} must end in {suffix}")
     if path.exists() and not force:
         raise OutputError(f"{path} exists; give another --output, or --force to replace it")
     partial = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from PIL import Image, UnidentifiedImageError
 from rich.table import Table
+from rich.text import Text
 from timm.data import ImageNetInfo, create_transform
 from timm.data.readers.img_extensions import get_img_extensions
 from torch import Tensor
 
-from visionmlp.errors import DataError, InvalidConfig
+from visionmlp.errors import CheckpointError, InvalidConfig
 from visionmlp.models.backbone import Backbone
 from visionmlp.models.checkpoint import CheckpointInfo, default_preprocessing
 from visionmlp.tools.timing import open_device
@@ -42,10 +43,9 @@ class Prediction:
 
 
 def find_images(inputs: Iterable[str]) -> Iterator[str]:
-    """Image files of files, folders (with their sub-folders, sorted) and ``-``; a missing file is left to the reader.
+    """Image files of files, folders (with their sub-folders, sorted) and ``-``.
 
-    Raises:
-        DataError: for a folder without images.
+    A missing file and a folder without images come back as they are: it is for the reader to say so.
     """
     extensions = get_img_extensions(as_set=True)
     for name in inputs:
@@ -54,9 +54,7 @@ def find_images(inputs: Iterable[str]) -> Iterator[str]:
             yield name
             continue
         files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in extensions and path.is_file())
-        if not files:
-            raise DataError(f"{folder} holds no images; image files end in {', '.join(sorted(extensions))}")
-        yield from map(str, files)
+        yield from map(str, files or [folder])
 
 
 def class_names_of(model: Backbone, info: CheckpointInfo) -> list[str]:
@@ -69,6 +67,27 @@ def class_names_of(model: Backbone, info: CheckpointInfo) -> list[str]:
     return [f"class {index}" for index in range(model.num_classes)]
 
 
+def preprocessing_of(model: Backbone, info: CheckpointInfo) -> dict[str, Any]:
+    """Arguments of ``timm.data.create_transform``: the checkpoint's, or those of the published weights.
+
+    Raises:
+        CheckpointError: if they do not fit the model's channels.
+        InvalidConfig: if no image file has the model's channels.
+    """
+    channels = model.config.in_chans
+    if channels not in (1, 3):
+        raise InvalidConfig(f"{info.model} takes {channels} channels; an image file gives 1 or 3")
+    preprocessing = info.preprocessing or default_preprocessing(model)
+    for key in ("mean", "std"):
+        values = preprocessing.get(key, ())
+        if len(values) != channels:
+            raise CheckpointError(
+                f"{info.source}: its preprocessing has {len(values)} values of {key}, "
+                f"but the model takes {channels} channels"
+            )
+    return preprocessing
+
+
 def predict(
     model: Backbone,
     info: CheckpointInfo,
@@ -78,7 +97,7 @@ def predict(
     batch_size: int = 16,
     device: str = "cpu",
 ) -> Iterator[Prediction]:
-    """Predictions in the order of the images; one that cannot be read becomes a Prediction with ``error``.
+    """Predictions in the order of the images; one that cannot be read, or a folder without any, has an ``error``.
 
     Args:
         model: in evaluation mode.
@@ -89,7 +108,7 @@ def predict(
         device: where to run.
 
     Raises:
-        DataError: for a folder without images.
+        CheckpointError: for preprocessing that does not fit the model.
         InvalidConfig: for a model without classifier, or an option that cannot work.
     """
     if model.num_classes == 0:
@@ -100,7 +119,7 @@ def predict(
     place = open_device(device)
     model = model.to(place)
     names = class_names_of(model, info)
-    transform = create_transform(**(info.preprocessing or default_preprocessing(model)), is_training=False)
+    transform = create_transform(**preprocessing_of(model, info), is_training=False)
     images = find_images(inputs)
     while chunk := list(itertools.islice(images, batch_size)):
         tensors: list[Tensor | str] = [_read(name, transform, model.config.in_chans) for name in chunk]
@@ -121,13 +140,16 @@ def predictions_table(predictions: Sequence[Prediction]) -> Table:
     table.add_column("probability", justify="right")
     for prediction in predictions:
         for rank, score in enumerate(prediction.classes):
-            table.add_row(prediction.image if rank == 0 else "", score.name, f"{score.probability:.1%}")
+            # as Text, since names may look like rich's markup
+            table.add_row(Text(prediction.image if rank == 0 else ""), Text(score.name), f"{score.probability:.1%}")
         table.add_section()
     return table
 
 
 def _read(name: str, transform: Any, channels: int) -> Tensor | str:
     """The image as (C, H, W), or why it cannot be read."""
+    if Path(name).is_dir():
+        return f"no images in this folder; image files end in {', '.join(sorted(get_img_extensions(as_set=True)))}"
     try:
         with Image.open(io.BytesIO(sys.stdin.buffer.read()) if name == STDIN else name) as image:
             return transform(image.convert("L" if channels == 1 else "RGB"))
@@ -145,7 +167,8 @@ def _scores(
 ) -> list[list[ClassScore]]:
     if not images:
         return []
-    probabilities = model(torch.stack(images).to(device)).float().softmax(dim=1).cpu()
+    dtype = next(model.parameters()).dtype
+    probabilities = model(torch.stack(images).to(device, dtype)).float().softmax(dim=1).cpu()
     values, indices = probabilities.topk(min(top_k, model.num_classes))
     return [
         [

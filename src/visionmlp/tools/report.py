@@ -85,7 +85,8 @@ def write_report(folder: Path) -> Path:
         ("How to reproduce", _reproduction(sessions)),
     ]
     if run.bad_images.exists():
-        sections.insert(3, ("Images left out", f"<pre>{html.escape(run.bad_images.read_text(encoding='utf-8'))}</pre>"))
+        text = run.bad_images.read_text(encoding="utf-8", errors="replace")  # of file names that are not UTF-8
+        sections.insert(3, ("Images left out", f"<pre>{html.escape(text)}</pre>"))
     page = _PAGE.format(
         title=html.escape(f"{config['model']} on {config['data']}"),
         numbers="".join(f"<div>{name}<b>{value}</b></div>" for name, value in numbers.items()),
@@ -127,7 +128,10 @@ def _reproduction(sessions: Sequence[Mapping[str, Any]]) -> str:
     if first["git"]:
         state = "with uncommitted changes" if first["git"]["dirty"] else "clean"
         lines.append(f"# git commit {first['git']['commit']}, {state}")
-    lines.append(shlex.join(first["command"]))
+    program, *arguments = first["command"]
+    # an installed script or python -m visionmlp; a program of the user's own stays as it is
+    ours = Path(program).stem == "visionmlp" or Path(program).parts[-2:] == ("visionmlp", "__main__.py")
+    lines.append(shlex.join(["visionmlp" if ours else program, *arguments]))
     if len(sessions) > 1:
         lines.append(f"# was interrupted and resumed {len(sessions) - 1} times, which changes nothing in the result")
     return f"<pre>{html.escape(chr(10).join(lines))}</pre>"

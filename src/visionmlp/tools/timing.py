@@ -3,6 +3,7 @@
 import dataclasses
 import datetime
 import json
+import math
 import os
 import platform
 import tempfile
@@ -78,6 +79,16 @@ def interleave(
     return durations
 
 
+def check_seconds(seconds: float) -> None:
+    """Refuse a time that no measurement can fill.
+
+    Raises:
+        InvalidConfig: unless it is positive and finite.
+    """
+    if not 0 < seconds < math.inf:
+        raise InvalidConfig(f"seconds must be positive and finite, got {seconds}")
+
+
 def peak_memory(model: nn.Module, images: Tensor) -> int:
     """Bytes of weights, images and the largest sum of tensors alive at once in one call, its output included.
 
@@ -110,12 +121,15 @@ def open_device(name: str) -> torch.device:
     """The device of a name.
 
     Raises:
-        InvalidConfig: if this machine does not have it.
+        InvalidConfig: if this machine does not have it, or it computes nothing.
     """
     try:
-        return torch.empty(0, device=name).device
+        device = torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         raise InvalidConfig(f"no device {name!r} here") from error
+    if device.type == "meta":
+        raise InvalidConfig(f"device {name!r} computes nothing; give cpu, cuda, ...")
+    return device
 
 
 def describe_machine(device: torch.device, gemm_flops: float) -> Machine:
