@@ -283,7 +283,7 @@ COMMANDS = {
         demo,
         summary="the whole story on real digits, in three minutes",
         description="Train a small RepMLPNet on handwritten digits, deploy it, compare speed, export it, draw figures.",
-        examples=["demo", "demo --output /tmp/demo"],
+        examples=["demo", "demo --output my_demo"],
     ),
 }
 
