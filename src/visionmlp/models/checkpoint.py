@@ -82,6 +82,8 @@ def save_checkpoint(
         mode = partial.stat().st_mode  # as the user's umask has it; safetensors would keep others out
         save_file(tensors, partial, metadata={_METADATA_KEY: json.dumps(metadata)})
         partial.chmod(mode)
+        with partial.open("rb") as written:
+            os.fsync(written.fileno())  # a rename may reach the disk before the data does
         os.replace(partial, path)
     except (OSError, SafetensorError) as error:
         partial.unlink(missing_ok=True)
