@@ -162,6 +162,7 @@ def test_bad_files_are_one_clear_error(trained, tmp_path, monkeypatch):
     (tmp_path / "text.pth").write_text("not weights")
     (tmp_path / "bad.npz").write_bytes(b"PK\x03\x04 broken")
     (tmp_path / "bomb.pth").write_bytes(pickle.dumps({"model": Bomb()}, protocol=2))
+    (tmp_path / "bomb4.pth").write_bytes(pickle.dumps({"model": Bomb()}, protocol=4))
     torch.save({"model": Bomb()}, tmp_path / "zipbomb.pth")
     torch.save([1, 2], tmp_path / "list.pth")
     torch.save({"epoch": 3}, tmp_path / "nothing.pth")
@@ -172,6 +173,7 @@ def test_bad_files_are_one_clear_error(trained, tmp_path, monkeypatch):
         "text.pth": "truncated",
         "bad.npz": "truncated",
         "bomb.pth": "could run code",
+        "bomb4.pth": "could run code",
         "zipbomb.pth": "could run code",
         "list.pth": "holds list",
         "nothing.pth": "'epoch' that is no tensor",

@@ -10,7 +10,6 @@ from typing import Any, Literal, cast
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
 
 from visionmlp.errors import CheckpointError, CheckpointMismatch, InvalidConfig, VisionMLPError
 from visionmlp.layers.fusible import is_training_form, reparameterize
@@ -53,7 +52,6 @@ def save_checkpoint(
     *,
     class_names: Sequence[str] | None = None,
     preprocessing: Mapping[str, Any] | None = None,
-    state: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write weights, beside the target first and then renamed, so that a crash leaves the old file.
 
@@ -62,7 +60,6 @@ def save_checkpoint(
         model: training or deploy form.
         class_names: names of the classifier's outputs.
         preprocessing: see `CheckpointInfo`; ``None`` is that of the published weights.
-        state: weights to write instead of the model's own, such as their moving average.
 
     Raises:
         CheckpointError: if the file cannot be written.
@@ -75,7 +72,7 @@ def save_checkpoint(
         "class_names": list(class_names) if class_names is not None else None,
         "preprocessing": dict(preprocessing if preprocessing is not None else default_preprocessing(model)),
     }
-    tensors = {name: value.detach().cpu().contiguous() for name, value in (state or model.state_dict()).items()}
+    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     partial = path.with_name(f".{path.name}.partial")
     try:
         partial.touch()

@@ -112,7 +112,7 @@ def _read(path: Path) -> Mapping[str, Any]:
                 f"{path} holds pickled objects that could run code, so it was not opened; "
                 "ask its author for a file of tensors only"
             ) from error
-        raise CheckpointError(f"{path} is truncated, or no checkpoint that is safe to open") from error
+        raise CheckpointError(f"{path} is truncated, or a pickle that could run code; it was not opened") from error
     except Exception as error:  # on hostile bytes the readers raise whatever they trip over
         raise CheckpointError(f"{path} is truncated or not a checkpoint") from error
     if not isinstance(content, Mapping):
