@@ -3,7 +3,7 @@ import pytest
 import visionmlp
 from tests.randomise import randomise
 
-TINY = ("repmlpnet_test", "resmlp_test", "mlpmixer_test")
+TINY = tuple(visionmlp.list_models(test=True))
 
 
 @pytest.fixture(params=TINY)

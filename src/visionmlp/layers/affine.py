@@ -1,7 +1,10 @@
-"""Per-channel affine maps: ResMLP's normalisation and LayerScale."""
+"""Per-channel affine maps: ResMLP's normalisation and LayerScale; and the affine part of every norm."""
 
 import torch
 from torch import Tensor, nn
+
+from visionmlp.layers.norms import MapBatchNorm, MapGroupNorm
+from visionmlp.ops.fold import batchnorm_affine
 
 
 class Affine(nn.Module):
@@ -38,12 +41,23 @@ class LayerScale(nn.Module):
 def split_affine(norm: nn.Module) -> tuple[nn.Module, Tensor, Tensor]:
     """A norm as ``statistics(x) * scale + shift``: what depends on the input, and two vectors (C,) that can be folded.
 
+    The statistics of an evaluating BatchNorm are constants, so nothing of it depends on the input.
+
     Raises:
-        TypeError: for a module that is neither an Affine nor a LayerNorm with weight and bias.
+        TypeError: for a module that is no norm with a scale and a shift for each channel.
     """
     if isinstance(norm, Affine):
         return nn.Identity(), norm.alpha.detach(), norm.beta.detach()
+    if isinstance(norm, MapBatchNorm):
+        return nn.Identity(), *batchnorm_affine(norm.bn)
+    if isinstance(norm, (nn.BatchNorm2d, nn.SyncBatchNorm)):
+        return nn.Identity(), *batchnorm_affine(norm)
+    statistics: nn.Module | None = None
     if isinstance(norm, nn.LayerNorm) and norm.elementwise_affine:
         statistics = nn.LayerNorm(list(norm.normalized_shape), eps=norm.eps, elementwise_affine=False)
-        return statistics, norm.weight.detach(), norm.bias.detach()
-    raise TypeError(f"cannot split {type(norm).__name__}")
+    elif isinstance(norm, MapGroupNorm) and norm.affine:
+        statistics = MapGroupNorm(norm.num_channels, eps=norm.eps, affine=False)
+    if statistics is None:
+        raise TypeError(f"cannot split {type(norm).__name__}")
+    assert isinstance(norm, (nn.LayerNorm, MapGroupNorm))
+    return statistics, norm.weight.detach(), norm.bias.detach()

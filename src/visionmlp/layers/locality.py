@@ -3,7 +3,7 @@
 Source: RepMLPNet (arXiv 2112.11081), Local Perceptron of section 4.1 (Eqs. 13-14); Table 5 for other MLPs.
 """
 
-from abc import ABC
+import math
 from collections.abc import Iterator, Sequence
 from typing import ClassVar, Literal
 
@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from visionmlp.errors import InvalidConfig
+from visionmlp.layers.grid_mixer import GridMixer
 from visionmlp.ops.fold import affine_of_linear, batchnorm_affine, conv_matrix
+from visionmlp.ops.resize import Grid, resize_grid, resize_token_inputs, resize_token_matrix, resize_token_outputs
 
 
 def check_kernel_sizes(kernel_sizes: Sequence[int]) -> tuple[int, ...]:
@@ -97,12 +99,29 @@ class LocalityBranches(nn.Module):
         return conv_matrix(kernel, size, groups=self.share_sets), bias
 
 
-class LocalMixer(nn.Module, ABC):
-    """A token mixer of fixed size, which takes convolution branches."""
+_RESIZERS = {
+    "matrix": resize_token_matrix,
+    "inputs": resize_token_inputs,
+    "outputs": resize_token_outputs,
+    "vector": resize_grid,
+}
 
-    grid: tuple[int, int]
-    """Rows and columns of the map that its matrices are built for."""
+
+class LocalMixer(GridMixer):
+    """A token mixer with matrices over all positions, which takes convolution branches."""
+
     locality: LocalityBranches
     """The branches beside it."""
     token_sides: ClassVar[dict[str, Literal["matrix", "inputs", "outputs", "vector"]]]
     """Its state entries that depend on the grid, and where the tokens are: both sides, columns, rows, or all of it."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.grid_entries = tuple(cls.token_sides)
+
+    def resized(self, entry: str, value: Tensor, old: Grid | None) -> Tensor:
+        """4-D interpolation; a grid that nobody tells is taken for square."""
+        kind = self.token_sides[entry]
+        tokens = value.shape[-2 if kind == "outputs" else -1]
+        old = old or (math.isqrt(tokens), math.isqrt(tokens))
+        return _RESIZERS[kind](value, old, self.grid) if old[0] * old[1] == tokens else value

@@ -1,59 +1,142 @@
-"""Patch embedding: a convolution whose kernel is its stride, which is a matrix product on patches."""
+"""Embeddings: convolutions that make a map coarser. One whose kernel is its stride is a matrix product on patches."""
 
 from torch import Tensor, nn
 
-from visionmlp.layers.fusible import Fusible, linear
+from visionmlp.layers.fusible import Fusible, linear, parameter
 from visionmlp.ops.fold import affine_of_linear, batchnorm_affine
-from visionmlp.ops.layout import Layout, from_positions_first
+from visionmlp.ops.layout import Layout, from_positions_first, to_channels_first
 
 
-class PatchEmbed(Fusible):
-    """Convolution with stride = kernel = ``patch_size``, optional BatchNorm, optional ReLU.
+class ConvEmbed(Fusible):
+    """Convolution, optional BatchNorm, optional ReLU; with a BatchNorm the convolution has a bias only if asked for.
 
-    Takes (B, C, H, W) with H and W multiples of the patch size and returns a map in ``layout``.
+    Takes a map in ``input_layout`` and returns one in ``layout``.
     """
 
     def __init__(
-        self, in_chans: int, dim: int, patch_size: int, *, layout: Layout, batch_norm: bool = False, relu: bool = False
+        self,
+        in_chans: int,
+        dim: int,
+        kernel_size: int,
+        *,
+        stride: int,
+        padding: int,
+        layout: Layout,
+        input_layout: Layout = "BCHW",
+        batch_norm: bool = False,
+        relu: bool = False,
+        bias: bool | None = None,
     ) -> None:
         super().__init__()
-        self.patch_size = patch_size
         self.layout: Layout = layout
-        self.proj = nn.Conv2d(in_chans, dim, patch_size, stride=patch_size, bias=not batch_norm)
+        self.input_layout: Layout = input_layout
+        bias = not batch_norm if bias is None else bias
+        self.proj = nn.Conv2d(in_chans, dim, kernel_size, stride=stride, padding=padding, bias=bias)
         self.norm = nn.BatchNorm2d(dim) if batch_norm else nn.Identity()
         self.act = nn.ReLU() if relu else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, H/p, W/p, dim) or (B, dim, H/p, W/p)."""
-        x = self.act(self.norm(self.proj(x)))
+        """(B, C, H, W) or (B, H, W, C) to (B, dim, H', W') or (B, H', W', dim)."""
+        x = self.act(self.norm(self.proj(to_channels_first(x, self.input_layout))))
         return x.permute(0, 2, 3, 1) if self.layout == "BHWC" else x
+
+    def folded(self) -> tuple[Tensor, Tensor | None]:
+        """Kernel (dim, C, k, k) and bias (dim,) with the norm folded in."""
+        if isinstance(self.norm, nn.Identity):
+            return self.proj.weight, self.proj.bias
+        return affine_of_linear(self.proj.weight, self.proj.bias, *batchnorm_affine(self.norm))
+
+    def fused(self) -> nn.Module:
+        """The convolution alone, with the norm folded into it."""
+        weight, bias = self.folded()
+        proj, like = self.proj, self.proj.weight
+        conv = nn.Conv2d(
+            proj.in_channels,
+            proj.out_channels,
+            proj.kernel_size,  # type: ignore[arg-type]
+            stride=proj.stride,  # type: ignore[arg-type]
+            padding=proj.padding,  # type: ignore[arg-type]
+            bias=bias is not None,
+            device="meta",
+        )
+        conv.weight = parameter(weight, like)
+        if bias is not None:
+            conv.bias = parameter(bias, like)
+        return DeployedConvEmbed(
+            conv, relu=isinstance(self.act, nn.ReLU), layout=self.layout, input_layout=self.input_layout
+        )
+
+
+class DeployedConvEmbed(nn.Module):
+    """Deploy form of `ConvEmbed`: one convolution and its ReLU."""
+
+    def __init__(self, proj: nn.Conv2d, *, relu: bool, layout: Layout, input_layout: Layout) -> None:
+        super().__init__()
+        self.proj = proj
+        self.act = nn.ReLU(inplace=True) if relu else nn.Identity()
+        self.layout: Layout = layout
+        self.input_layout: Layout = input_layout
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) or (B, H, W, C) to (B, dim, H', W') or (B, H', W', dim)."""
+        x = self.act(self.proj(to_channels_first(x, self.input_layout)))
+        return x.permute(0, 2, 3, 1) if self.layout == "BHWC" else x
+
+
+class PatchEmbed(ConvEmbed):
+    """`ConvEmbed` with stride = kernel = ``patch_size``; H and W are multiples of it."""
+
+    def __init__(
+        self,
+        in_chans: int,
+        dim: int,
+        patch_size: int,
+        *,
+        layout: Layout,
+        input_layout: Layout = "BCHW",
+        batch_norm: bool = False,
+        relu: bool = False,
+    ) -> None:
+        super().__init__(
+            in_chans,
+            dim,
+            patch_size,
+            stride=patch_size,
+            padding=0,
+            layout=layout,
+            input_layout=input_layout,
+            batch_norm=batch_norm,
+            relu=relu,
+        )
+        self.patch_size = patch_size
 
     def fused(self) -> "PatchProduct":
         """The same embedding as one matrix product on gathered patches, with the norm folded into it."""
-        weight, bias = self.proj.weight, self.proj.bias
-        if not isinstance(self.norm, nn.Identity):
-            weight, bias = affine_of_linear(weight, bias, *batchnorm_affine(self.norm))
+        weight, bias = self.folded()
         return PatchProduct(
             # columns run over (row in patch, column in patch, channel): the order in which patches are gathered
             linear(weight.permute(0, 2, 3, 1).flatten(1), bias, self.proj.weight),
             self.patch_size,
             relu=isinstance(self.act, nn.ReLU),
             layout=self.layout,
+            input_layout=self.input_layout,
         )
 
 
 class PatchProduct(nn.Module):
     """Deploy form of `PatchEmbed`: gather patches positions-first, then one linear layer."""
 
-    def __init__(self, proj: nn.Linear, patch_size: int, *, relu: bool, layout: Layout) -> None:
+    def __init__(self, proj: nn.Linear, patch_size: int, *, relu: bool, layout: Layout, input_layout: Layout) -> None:
         super().__init__()
         self.proj = proj
         self.act = nn.ReLU(inplace=True) if relu else nn.Identity()
         self.patch_size = patch_size
         self.layout: Layout = layout
+        self.input_layout: Layout = input_layout
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, H/p, W/p, dim) or (B, dim, H/p, W/p)."""
+        """(B, C, H, W) or (B, H, W, C) to (B, H/p, W/p, dim) or (B, dim, H/p, W/p)."""
+        x = to_channels_first(x, self.input_layout)
         batch, channels, height, width = x.shape
         p = self.patch_size
         rows, columns = height // p, width // p

@@ -13,10 +13,13 @@ from torch.utils.checkpoint import checkpoint
 
 from visionmlp.errors import InvalidConfig, InvalidImageSize
 from visionmlp.heads.pooled import AveragePool, ClassifierHead, Unpooled
-from visionmlp.layers.affine import Affine
+from visionmlp.layers.affine import split_affine
 from visionmlp.layers.fusible import Fusible
-from visionmlp.ops.fold import batchnorm_affine
+from visionmlp.models.official_layout import OfficialEntry
 from visionmlp.ops.layout import Layout, to_channels_first
+
+InputSizes = Literal["fixed", "multiples", "any"]
+"""Image sizes that a model takes: ``img_size`` alone, its multiples, or all that are not too small."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -116,7 +119,9 @@ class Backbone(nn.Module):
         strides: pixels between neighbouring positions, for each stage.
         norm: over the channels of the last map.
         head: pool and classifier.
-        any_multiple: whether the model also takes multiples of ``config.img_size``.
+        input_sizes: image sizes that the model takes.
+        least_side: pixels of the smallest side that leaves a map, for ``input_sizes="any"``.
+        feature_norms: a norm for each feature level, as in the authors' dense-prediction code; none if empty.
     """
 
     pretrained_cfg: dict[str, Any]
@@ -134,13 +139,16 @@ class Backbone(nn.Module):
         strides: Sequence[int],
         norm: nn.Module,
         head: ClassifierHead,
-        any_multiple: bool = False,
+        input_sizes: InputSizes = "fixed",
+        least_side: int = 1,
+        feature_norms: Sequence[nn.Module] = (),
     ) -> None:
         super().__init__()
         self.name = name
         self.config = config
         self.layout: Layout = layout
-        self.any_multiple = any_multiple
+        self.input_sizes: InputSizes = input_sizes
+        self.least_side = least_side
         self.last_norm_folds = False
         """A deploy form whose classifier takes its last norm in, or would if it had one."""
         self.dims, self.strides = tuple(dims), tuple(strides)
@@ -148,6 +156,7 @@ class Backbone(nn.Module):
         self.stages = nn.ModuleList(stages)
         self.norm = norm
         self.head = head
+        self.feature_norms = nn.ModuleList(feature_norms)
         self.num_features = self.head_hidden_size = self.dims[-1]
         if len(stages) == 1:
             self.feature_points = [(0, j) for j in range(len(stages[0].blocks))]
@@ -203,7 +212,8 @@ class Backbone(nn.Module):
         Args:
             x: (B, in_chans, H, W).
             indices: levels to return; the last n for an int, all for None.
-            norm: apply the final norm to the last level; only that one has its width.
+            norm: apply the final norm to the last level; only that one has its width. A model with ``feature_norms``
+                applies those to its levels, and the final norm to none.
             stop_early: do not compute beyond the deepest level asked for.
             output_fmt: memory order of the returned levels.
             intermediates_only: return the levels alone, not ``(last map, levels)``.
@@ -223,8 +233,7 @@ class Backbone(nn.Module):
             for j, block in enumerate(stage.blocks):
                 x = stage.run(block, x)
                 if (i, j) in wanted:
-                    last = i == len(self.stages) - 1
-                    levels.append(to_channels_first(self.norm(x) if norm and last else x, self.layout))
+                    levels.append(to_channels_first(self._level_norm(i, norm)(x), self.layout))
                 if stop_early and intermediates_only and (i, j) == self.feature_points[deepest]:
                     break
             if stop_early and intermediates_only and i == self.feature_points[deepest][0]:
@@ -244,12 +253,18 @@ class Backbone(nn.Module):
         self.stages = self.stages[: last_stage + 1].train(self.training)
         *_, last = self._stages()
         last.blocks = last.blocks[: last_block + 1].train(self.training)
+        self.feature_norms = self.feature_norms[: last_stage + 1].train(self.training)
         self.feature_points = self.feature_points[: deepest + 1]
         if prune_norm:
             self.norm = nn.Identity()
         if prune_head:
             self._replace_classifier(0, "")
         return take
+
+    def _level_norm(self, stage: int, norm: bool) -> nn.Module:
+        if self.feature_norms:
+            return self.feature_norms[stage]
+        return self.norm if norm and stage == len(self.stages) - 1 else nn.Identity()
 
     def _stages(self) -> Iterator[Stage]:
         yield from cast("Iterator[Stage]", iter(self.stages))
@@ -260,7 +275,11 @@ class Backbone(nn.Module):
             raise InvalidConfig(f"{self.name} takes (B, {self.in_chans}, H, W), got {tuple(x.shape)}")
         height, width = self.config.img_size
         given = (x.shape[2], x.shape[3])
-        if self.any_multiple:
+        if self.input_sizes == "any":
+            if min(given) < self.least_side:
+                least = size_text((self.least_side, self.least_side))
+                raise InvalidImageSize(f"{self.name} takes any size from {least} on, got {size_text(given)}")
+        elif self.input_sizes == "multiples":
             if given[0] % height or given[1] % width:
                 works = f"multiples of {size_text(self.config.img_size)}, such as {size_text((2 * height, 2 * width))}"
                 raise InvalidImageSize(self._size_message(given, works))
@@ -342,8 +361,29 @@ class FusibleBackbone(Backbone, Fusible):
     """The training form of a family: its classifier takes the last norm in, its blocks fuse by themselves."""
 
     @abstractmethod
+    def official_entry(self, name: str) -> OfficialEntry:
+        """Name and memory order in the authors' files of one of our state entries."""
+
+    def official_constants(self) -> dict[str, Tensor]:
+        """Entries of the authors' files that hold nothing learned and that this model does not need: none."""
+        return {}
+
     def from_official(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A state dict with the authors' names and shapes as one with ours."""
+        """A state dict with the authors' names and shapes as one with ours; names that they do not have stay."""
+        ours = {entry.name: (name, entry.view) for name in self.state_dict() if (entry := self.official_entry(name))}
+        converted = {}
+        for theirs, value in state.items():
+            name, view = ours.get(theirs, (theirs, None))
+            converted[name] = value if view is None else view.read(value)
+        return converted
+
+    def to_official(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A state dict of this model as the authors' code would save it; the inverse of `from_official`."""
+        converted = {}
+        for name, value in state.items():
+            theirs, view = self.official_entry(name)
+            converted[theirs] = view.write(value).contiguous()
+        return converted | self.official_constants()
 
     def fused(self) -> Backbone:
         """A plain Backbone of the same parts; an affine last norm moves into the classifier behind the average.
@@ -352,11 +392,10 @@ class FusibleBackbone(Backbone, Fusible):
         With ``num_classes=0`` the norm stays: deploy feature extractors that way.
         """
         norm, head = self.norm, self.head
-        if isinstance(head.pool, AveragePool) and isinstance(head.fc, nn.Linear):
-            if isinstance(norm, (nn.BatchNorm2d, nn.SyncBatchNorm)):
-                norm, head = nn.Identity(), head.with_input_affine(*batchnorm_affine(norm))
-            elif isinstance(norm, Affine):
-                norm, head = nn.Identity(), head.with_input_affine(norm.alpha, norm.beta)
+        affine = not isinstance(norm, nn.Identity) and isinstance(split_affine(norm)[0], nn.Identity)
+        if affine and isinstance(head.pool, AveragePool) and isinstance(head.fc, nn.Linear):
+            _, scale, shift = split_affine(norm)
+            norm, head = nn.Identity(), head.with_input_affine(scale, shift)
         deployed = Backbone(
             name=self.name,
             config=self.config,
@@ -367,10 +406,12 @@ class FusibleBackbone(Backbone, Fusible):
             strides=self.strides,
             norm=norm,
             head=head,
-            any_multiple=self.any_multiple,
+            input_sizes=self.input_sizes,
+            least_side=self.least_side,
+            feature_norms=list(self.feature_norms),
         )
         deployed.feature_points = list(self.feature_points)
-        deployed.last_norm_folds = isinstance(self.norm, (nn.BatchNorm2d, nn.SyncBatchNorm, Affine))
+        deployed.last_norm_folds = affine
         # what timm attaches to a model it has built
         own = set(deployed.__dict__)
         deployed.__dict__.update({key: value for key, value in self.__dict__.items() if key not in own})

@@ -8,10 +8,9 @@ Layout (B, H, W, C).
 """
 
 import dataclasses
-from collections.abc import Mapping
 
 from timm.layers import DropPath
-from torch import Tensor, nn
+from torch import nn
 
 from visionmlp.heads.pooled import ClassifierHead
 from visionmlp.layers.affine import split_affine
@@ -22,6 +21,7 @@ from visionmlp.layers.locality import check_kernel_sizes
 from visionmlp.layers.patch_embed import PatchEmbed
 from visionmlp.layers.token_mixing import DeployedTokenMLP, TokenMLP
 from visionmlp.models.backbone import BackboneConfig, FusibleBackbone, Stage, drop_path_rates
+from visionmlp.models.official_layout import SAME, TRANSPOSED, OfficialEntry, View
 from visionmlp.models.registry import Published, Variant, register_family
 
 
@@ -115,31 +115,34 @@ class MLPMixer(FusibleBackbone):
         nn.init.zeros_(layer.weight)
         nn.init.zeros_(layer.bias)
 
-    def from_official(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Names and memory order of the authors' Flax parameters to ours."""
-        renames = {
-            "MixerBlock_": "stages.0.blocks.",
-            "LayerNorm_0": "norm1",
-            "LayerNorm_1": "norm2",
-            "token_mixing": "spatial",
-            "channel_mixing": "channel",
-            "Dense_0": "fc1",
-            "Dense_1": "fc2",
-            "pre_head_layer_norm": "norm",
-            "stem": "stem.proj",
-            "head/": "head.fc/",
-            "kernel": "weight",
-            "scale": "weight",
-            "/": ".",
-        }
-        converted = {}
-        for name, value in state.items():
-            if name.endswith("/kernel"):
-                value = value.permute(3, 2, 0, 1) if value.dim() == 4 else value.t()
-            for theirs, ours in renames.items():
-                name = name.replace(theirs, ours)
-            converted[name] = value.contiguous()
-        return converted
+    def official_entry(self, name: str) -> OfficialEntry:
+        """As in the authors' Flax parameters."""
+        theirs = name
+        for ours, flax in _OFFICIAL_NAMES.items():
+            theirs = theirs.replace(ours, flax)
+        if name.startswith("norm."):
+            theirs = f"pre_head_layer_{name}"
+        layer, leaf = theirs.rsplit(".", 1)
+        view = SAME
+        if leaf == "weight":
+            norm = "norm" in layer or "LayerNorm" in layer
+            leaf = "scale" if norm else "kernel"
+            view = SAME if norm else _FLAX_CONV if layer == "stem" else TRANSPOSED
+        return OfficialEntry(f"{layer}.{leaf}".replace(".", "/"), view)
+
+
+_OFFICIAL_NAMES = {
+    "stages.0.blocks.": "MixerBlock_",
+    "norm1": "LayerNorm_0",
+    "norm2": "LayerNorm_1",
+    "spatial.fc1": "token_mixing.Dense_0",
+    "spatial.fc2": "token_mixing.Dense_1",
+    "channel.fc1": "channel_mixing.Dense_0",
+    "channel.fc2": "channel_mixing.Dense_1",
+    "stem.proj": "stem",
+    "head.fc": "head",
+}
+_FLAX_CONV = View(lambda theirs: theirs.permute(3, 2, 0, 1), lambda ours: ours.permute(2, 3, 1, 0))
 
 
 def _initialise_like_flax(layer: nn.Linear | nn.Conv2d) -> None:

@@ -1,6 +1,5 @@
 """Reading the authors' checkpoints: their files, wrappers and names, loaded strictly."""
 
-import math
 import os
 import pickle
 from collections.abc import Mapping
@@ -13,9 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from visionmlp.errors import CheckpointError, CheckpointMismatch
-from visionmlp.layers.locality import LocalMixer
+from visionmlp.layers.grid_mixer import GridMixer
 from visionmlp.models.backbone import Backbone, FusibleBackbone, size_text
-from visionmlp.ops.resize import resize_grid, resize_token_inputs, resize_token_matrix, resize_token_outputs
 
 WRAPPERS = ("model", "state_dict", "model_ema")
 _LISTED = 6
@@ -73,7 +71,12 @@ def load_strictly(model: Backbone, state: Mapping[str, Tensor], label: str, *, a
         CheckpointMismatch: with the attributes ``missing``, ``unexpected`` and ``misshapen``, sorted lists of keys.
     """
     own = model.state_dict()
-    missing = sorted(own.keys() - state.keys())
+    absent = own.keys() - state.keys()
+    if model.feature_norms and absent in _feature_norm_gaps(own):
+        # a classifier starts a dense model, or a dense model has no classifier: what is absent keeps its values
+        state = {**{name: own[name] for name in absent}, **state}
+        absent = set()
+    missing = sorted(absent)
     unexpected = sorted(state.keys() - own.keys())
     misshapen = sorted(k for k in own.keys() & state.keys() if own[k].shape != state[k].shape)
     if missing or unexpected or misshapen:
@@ -94,6 +97,14 @@ def load_strictly(model: Backbone, state: Mapping[str, Tensor], label: str, *, a
             misshapen=misshapen,
         )
     model.load_state_dict(dict(state), assign=assign)
+
+
+def _feature_norm_gaps(own: Mapping[str, Tensor]) -> tuple[set[str], set[str]]:
+    """What a classification checkpoint and a dense one each lack of a model with ``feature_norms``."""
+    return (
+        {name for name in own if name.startswith("feature_norms.")},
+        {name for name in own if name.startswith(("norm.", "head."))},
+    )
 
 
 def _read(path: Path) -> Mapping[str, Any]:
@@ -137,14 +148,6 @@ def _unwrap(content: Mapping[str, Any], label: str) -> dict[str, Tensor]:
     return state
 
 
-_RESIZERS = {
-    "matrix": resize_token_matrix,
-    "inputs": resize_token_inputs,
-    "outputs": resize_token_outputs,
-    "vector": resize_grid,
-}
-
-
 def resize_tokens(model: Backbone, state: dict[str, Tensor], img_size: tuple[int, int] | None) -> dict[str, Tensor]:
     """A state dict with its token weights brought to the model's grids, where the source's grid is known or square.
 
@@ -153,28 +156,17 @@ def resize_tokens(model: Backbone, state: dict[str, Tensor], img_size: tuple[int
         state: our names.
         img_size: height and width that the state was made for; ``None`` takes its grids for square.
     """
-    own = model.state_dict()
+    own, own_size = model.state_dict(), model.config.img_size
     resized = dict(state)
     for prefix, mixer in model.named_modules():
-        if not isinstance(mixer, LocalMixer):
+        if not isinstance(mixer, GridMixer):
             continue
-        for suffix, kind in mixer.token_sides.items():
-            name = f"{prefix}.{suffix}"
+        old = None
+        if img_size is not None:
+            old = (img_size[0] * mixer.grid[0] // own_size[0], img_size[1] * mixer.grid[1] // own_size[1])
+        for entry in mixer.grid_entries:
+            name = f"{prefix}.{entry}"
             # without a given size equal counts mean equal grids; with one, 2x8 may have become 4x4
-            if name not in state or (img_size is None and state[name].shape == own[name].shape):
-                continue
-            old = _source_grid(state[name], kind, mixer.grid, model.config.img_size, img_size)
-            if old is not None:
-                resized[name] = _RESIZERS[kind](state[name], old, mixer.grid)
+            if name in state and (old is not None or state[name].shape != own[name].shape):
+                resized[name] = mixer.resized(entry, state[name], old)
     return resized
-
-
-def _source_grid(
-    value: Tensor, kind: str, grid: tuple[int, int], own_size: tuple[int, int], img_size: tuple[int, int] | None
-) -> tuple[int, int] | None:
-    tokens = value.shape[-2 if kind == "outputs" else -1]
-    if img_size is not None:
-        old = (img_size[0] * grid[0] // own_size[0], img_size[1] * grid[1] // own_size[1])
-    else:
-        old = (math.isqrt(tokens), math.isqrt(tokens))
-    return old if old[0] * old[1] == tokens else None

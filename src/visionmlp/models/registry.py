@@ -59,7 +59,13 @@ _VARIANTS: dict[str, tuple[Variant, BackboneFamily]] = {}
 
 
 def register_family(
-    module: str, family: str, build: BackboneFamily, variants: Sequence[Variant], preprocessing: dict[str, Any]
+    module: str,
+    family: str,
+    build: BackboneFamily,
+    variants: Sequence[Variant],
+    preprocessing: dict[str, Any],
+    *,
+    fixed_input_size: bool = True,
 ) -> None:
     """Register a family's variants here and with timm.
 
@@ -69,12 +75,13 @@ def register_family(
         build: model from variant name and config.
         variants: the table.
         preprocessing: ``mean``, ``std``, ``interpolation`` and ``crop_pct`` of the published weights.
+        fixed_input_size: whether models take only the size that they are built for.
     """
     cfgs = {
         variant.name: {
             "input_size": (variant.config.in_chans, *variant.img_size),
             "num_classes": variant.config.num_classes,
-            "fixed_input_size": True,
+            "fixed_input_size": fixed_input_size,
             "first_conv": "stem.proj",
             "classifier": "head.fc",
             **preprocessing,
@@ -127,13 +134,17 @@ def _build(variant: Variant, build: BackboneFamily, **fields: Any) -> Backbone:
     return build(variant.name, dataclasses.replace(variant.config, **fields))
 
 
-def list_models(family: str | None = None) -> list[str]:
-    """Names of all models, or of one family (case and punctuation do not matter), without the tiny ``*_test`` ones.
+def list_models(family: str | None = None, *, test: bool = False) -> list[str]:
+    """Names of all models, or of one family (case and punctuation do not matter).
+
+    Args:
+        family: display name or prefix of the models.
+        test: the tiny ``*_test`` variants, one for each family, instead of the published ones.
 
     Raises:
         UnknownModel: if there is no such family.
     """
-    names = [name for name in _VARIANTS if not name.endswith("_test")]
+    names = [name for name in _VARIANTS if name.endswith("_test") == test]
     if family is None:
         return names
     families = {_plain(variant.family): variant.family for variant, _ in _VARIANTS.values()}

@@ -11,7 +11,7 @@ Layout (B, C, H, W).
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -25,6 +25,7 @@ from visionmlp.layers.fusible import Fusible, linear, parameter
 from visionmlp.layers.locality import LocalityBranches, LocalMixer, check_kernel_sizes
 from visionmlp.layers.patch_embed import PatchEmbed
 from visionmlp.models.backbone import BackboneConfig, FusibleBackbone, Stage, drop_path_rates
+from visionmlp.models.official_layout import CONV1X1, SAME, OfficialEntry, View
 from visionmlp.models.registry import Published, Variant, register_family
 from visionmlp.ops.fold import affine_of_linear, batchnorm_affine, linear_of_affine
 from visionmlp.ops.layout import from_positions_first, to_positions_first
@@ -318,50 +319,47 @@ class RepMLPNet(FusibleBackbone):
             strides=config.strides,
             norm=nn.BatchNorm2d(dims[-1]),
             head=ClassifierHead(dims[-1], config.num_classes, pool=nn.Identity(), drop_rate=config.drop_rate),
-            any_multiple=True,
+            input_sizes="multiples",
         )
         self.head.pool = self.build_pool(config.global_pool)
 
-    def from_official(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Names and shapes of the authors' ``repmlpnet.py`` (training form) to ours."""
-        return _from_official(state)
+    def official_entry(self, name: str) -> OfficialEntry:
+        """As in the authors' ``repmlpnet.py``, training form."""
+        # their embedding i stands between stages i and i + 1, ours opens stage i + 1
+        theirs = re.sub(r"^stages\.(\d+)\.downsample", lambda m: f"embeds.{int(m[1]) - 1}", name)
+        for pattern, replacement in _OFFICIAL_NAMES:
+            theirs = re.sub(pattern, replacement, theirs)
+        if name.endswith(".fc3"):
+            return OfficialEntry(theirs, _SHARED_MATRICES)
+        linear_layer = ".global_perceptron." in name and name.endswith("weight")
+        return OfficialEntry(theirs, CONV1X1 if linear_layer else SAME)
 
 
 def _embed(in_dim: int, dim: int, patch_size: int) -> PatchEmbed:
     return PatchEmbed(in_dim, dim, patch_size, layout="BCHW", batch_norm=True, relu=True)
 
 
-_RENAMES = (
-    (r"^conv_embedding\.conv\.", "stem.proj."),
-    (r"^conv_embedding\.bn\.", "stem.norm."),
-    (r"^head_norm\.", "norm."),
-    (r"^head\.", "head.fc."),
-    (r"^(stages\.\d+)\.(\d+)\.", r"\1.blocks.\2."),
-    (r"\.prebn([12])\.", r".norm\1."),
-    (r"\.repmlp_block\.fc3\.weight$", ".spatial.fc3"),
-    (r"\.repmlp_block\.fc3_bn\.", ".spatial.norm."),
-    (r"\.repmlp_block\.gp\.", ".spatial.global_perceptron."),
-    (r"\.repmlp_block\.repconv(\d+)\.", r".spatial.locality.by_kernel_size.\1."),
-    (r"\.ffn_block\.ffn_", ".channel."),
-    (r"\.bn\.", ".norm."),
+_OFFICIAL_NAMES = (
+    (r"^(stem|embeds\.\d+)\.proj\.", r"\1.conv."),
+    (r"^(stem|embeds\.\d+)\.norm\.", r"\1.bn."),
+    (r"^stem\.", "conv_embedding."),
+    (r"^norm\.", "head_norm."),
+    (r"^head\.fc\.", "head."),
+    (r"^(stages\.\d+)\.blocks\.", r"\1."),
+    (r"\.norm([12])\.", r".prebn\1."),
+    (r"\.spatial\.fc3$", ".repmlp_block.fc3.weight"),
+    (r"\.spatial\.norm\.", ".repmlp_block.fc3_bn."),
+    (r"\.spatial\.global_perceptron\.", ".repmlp_block.gp."),
+    (r"\.spatial\.locality\.by_kernel_size\.(\d+)\.norm\.", r".repmlp_block.repconv\1.bn."),
+    (r"\.spatial\.locality\.by_kernel_size\.(\d+)\.", r".repmlp_block.repconv\1."),
+    (r"\.channel\.(fc[12])\.norm\.", r".ffn_block.ffn_\1.bn."),
+    (r"\.channel\.", ".ffn_block.ffn_"),
 )
-
-
-def _from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    converted = {}
-    for theirs, value in state.items():
-        # their embedding i stands between stages i and i + 1, ours opens stage i + 1
-        name = re.sub(r"^embeds\.(\d+)\.conv\.", lambda m: f"stages.{int(m[1]) + 1}.downsample.proj.", theirs)
-        name = re.sub(r"^embeds\.(\d+)\.bn\.", lambda m: f"stages.{int(m[1]) + 1}.downsample.norm.", name)
-        if name == theirs:
-            for pattern, ours in _RENAMES:
-                name = re.sub(pattern, ours, name)
-        if name.endswith(".fc3"):
-            value = value.reshape(-1, value.shape[1], value.shape[1])
-        elif ".global_perceptron." in name and value.dim() == 4:
-            value = value.flatten(1)
-        converted[name] = value
-    return converted
+# theirs is a grouped 1x1 convolution over (set, position)
+_SHARED_MATRICES = View(
+    lambda theirs: theirs.reshape(-1, theirs.shape[1], theirs.shape[1]),
+    lambda ours: ours.flatten(0, 1)[:, :, None, None],
+)
 
 
 def _variant(name: str, config: RepMLPNetConfig, params: int, macs: int, published: Published) -> Variant:

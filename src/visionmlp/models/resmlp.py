@@ -10,7 +10,6 @@ Layout (B, H, W, C).
 
 import copy
 import dataclasses
-from collections.abc import Mapping
 
 from timm.layers import DropPath
 from torch import Tensor, nn
@@ -25,6 +24,7 @@ from visionmlp.layers.locality import check_kernel_sizes
 from visionmlp.layers.patch_embed import PatchEmbed
 from visionmlp.layers.token_mixing import DeployedTokenLinear, DeployedTokenMLP, TokenLinear, TokenMLP
 from visionmlp.models.backbone import BackboneConfig, FusibleBackbone, Stage
+from visionmlp.models.official_layout import OfficialEntry
 from visionmlp.models.registry import Published, Variant, register_family
 
 CROSS_PATCH = ("linear", "none", "mlp", "conv3x3", "depthwise", "separable")
@@ -250,23 +250,22 @@ class ResMLP(FusibleBackbone):
             return pool.apply(self._initialise)
         return super().build_pool(global_pool)
 
-    def from_official(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Names of the authors' ``resmlp_models.py`` to ours."""
-        renames = {
-            "patch_embed.": "stem.",
-            "blocks.": "stages.0.blocks.",
-            ".attn.": ".spatial.fc.",
-            ".mlp.": ".channel.",
-            ".gamma_1": ".scale1.gamma",
-            ".gamma_2": ".scale2.gamma",
-            "head.": "head.fc.",
-        }
-        converted = {}
-        for name, value in state.items():
-            for theirs, ours in renames.items():
-                name = name.replace(theirs, ours)
-            converted[name] = value
-        return converted
+    def official_entry(self, name: str) -> OfficialEntry:
+        """As in the authors' ``resmlp_models.py``."""
+        for ours, theirs in _OFFICIAL_NAMES.items():
+            name = name.replace(ours, theirs)
+        return OfficialEntry(name)
+
+
+_OFFICIAL_NAMES = {
+    "stem.": "patch_embed.",
+    "stages.0.blocks.": "blocks.",
+    ".spatial.fc.": ".attn.",
+    ".channel.": ".mlp.",
+    ".scale1.gamma": ".gamma_1",
+    ".scale2.gamma": ".gamma_2",
+    "head.fc.": "head.",
+}
 
 
 def _variant(name: str, config: ResMLPConfig, params: int, macs: int, published: Published) -> Variant:
