@@ -1,6 +1,7 @@
 """What every backbone promises: timm's contract, once for all families."""
 
 import copy
+import dataclasses
 import pickle
 
 import pytest
@@ -36,14 +37,22 @@ def test_parameters_and_macs_equal_the_table(name):
 
 def test_every_name_of_the_architecture_is_there():
     names = {
-        "RepMLPNet": "t224 b224 t256 b256 d256 l256 cifar",
-        "ResMLP": "s12 s24 s36 b24 s12_p14 s12_p8 b24_p8",
-        "MLP-Mixer": "s32 s16 b32 b16 l32 l16 h14",
+        "RepMLPNet": ("repmlpnet", "t224 b224 t256 b256 d256 l256 cifar"),
+        "ResMLP": ("resmlp", "s12 s24 s36 b24 s12_p14 s12_p8 b24_p8"),
+        "MLP-Mixer": ("mlpmixer", "s32 s16 b32 b16 l32 l16 h14"),
+        "AS-MLP": ("asmlp", "t s b"),
+        "Hire-MLP": ("hiremlp", "t s b l"),
+        "Vision Permutator": ("vip", "s14 s7 m7 l7"),
+        "CycleMLP": ("cyclemlp", "b1 b2 b3 b4 b5"),
+        "DynaMixer": ("dynamixer", "s m l"),
+        "Sparse-MLP (MoE)": ("sparsemlp_moe", "s b l"),
     }
-    for family, variants in names.items():
-        prefix = family.lower().replace("-", "")
-        assert set(visionmlp.list_models(family)) == {f"{prefix}_{v}" for v in variants.split()}
+    for family, (prefix, variants) in names.items():
+        expected = [f"{prefix}_{v}" for v in variants.split()]
+        assert set(visionmlp.list_models(family)) == set(expected)
         assert visionmlp.list_models(prefix) == visionmlp.list_models(family)
+        assert visionmlp.list_models(family, test=True) == [f"{prefix}_test"]
+    assert len(visionmlp.list_models()) == sum(len(variants.split()) for _, variants in names.values())
     with pytest.raises(UnknownModel, match="ResMLP"):
         visionmlp.list_models("resnet")
 
@@ -182,7 +191,9 @@ def test_drop_path_is_random_in_training_and_off_in_evaluation(name):
 
 
 def test_dropout_rates_have_an_effect(name):
-    fields = ["drop_rate"] if name.startswith("repmlpnet") else ["drop_rate", "proj_drop_rate"]
+    known = {field.name for field in dataclasses.fields(variant(name).config)}
+    fields = sorted(known & {"drop_rate", "proj_drop_rate"})
+    assert fields[0] == "drop_rate"
     for field in fields:
         model = randomise(visionmlp.create_model(name, **{field: 0.5}))
         for module in model.modules():
@@ -232,12 +243,33 @@ def test_exports_with_dynamic_batch(model, form):
             torch.testing.assert_close(program.module()(image(batch)), model(image(batch)), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("form", ["training", "deploy"])
+def test_compiles_without_graph_breaks(model, form):
+    """``torch.compile(fullgraph=True)``, forward and backward; aot_eager captures what inductor would."""
+    if form == "deploy":
+        model = visionmlp.reparameterize(model)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    x = image()
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-4)
+    model.train()
+    compiled(x).square().sum().backward()
+    assert not [n for n, p in model.named_parameters() if p.grad is None]
+
+
 def test_wrong_sizes_and_channels_name_what_works(model, name):
+    with pytest.raises(InvalidConfig, match=r"\(B, 3, H, W\)"):
+        model(torch.zeros(1, 1, 32, 32))
+    if model.input_sizes == "any":
+        least = model.least_side
+        assert model(image(1, (least, 48))).shape == (1, 10)
+        with pytest.raises(InvalidImageSize, match=f"{least}x{least} on"):
+            model(image(1, (48, least - 1)))
+        return
     with pytest.raises(InvalidImageSize, match=r"32x32.*48x48") as info:
         model(image(1, (48, 48)))
     assert "img_size" in str(info.value)
-    with pytest.raises(InvalidConfig, match=r"\(B, 3, H, W\)"):
-        model(torch.zeros(1, 1, 32, 32))
     with pytest.raises(InvalidImageSize, match=r"33x33.*32x32"):
         visionmlp.create_model(name, img_size=33)
 
@@ -245,12 +277,22 @@ def test_wrong_sizes_and_channels_name_what_works(model, name):
 @pytest.mark.parametrize("size", [64, (64, 32)])
 def test_other_sizes(name, size):
     pair = (size, size) if isinstance(size, int) else size
-    model = randomise(visionmlp.create_model(name, img_size=size)).eval()
-    assert model(image(2, pair)).shape == (2, 10)
-    deployed = visionmlp.reparameterize(model.double())
-    x = image(2, pair, torch.float64)
-    with torch.no_grad():
-        torch.testing.assert_close(deployed(x), model(x), rtol=1e-10, atol=1e-10)
+    model = randomise(visionmlp.create_model(name, img_size=size)).double().eval()
+    assert visionmlp.models.checkpoint.default_preprocessing(model)["input_size"] == (3, *pair)
+    deployed = visionmlp.reparameterize(model)
+    # a family of any size is not bound to the one that it was built for
+    sizes = [pair, (45, 33), (32, 77)] if model.input_sizes == "any" else [pair]
+    for given in sizes:
+        x = image(2, given, torch.float64)
+        with torch.no_grad():
+            expected = model(x)
+            assert expected.shape == (2, 10)
+            torch.testing.assert_close(deployed(x), expected, rtol=1e-10, atol=1e-10)
+            levels = model.forward_intermediates(x, intermediates_only=True)
+        for level, stride in zip(levels, (info["reduction"] for info in model.feature_info), strict=True):
+            assert [abs(side - given_side / stride) < 1 for side, given_side in zip(level.shape[2:], given)] == [
+                True
+            ] * 2
 
 
 def test_unknown_names_and_fields_suggest_the_nearest():

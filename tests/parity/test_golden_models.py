@@ -52,7 +52,7 @@ RUNS = {
     "cyclemlp": PLAIN,
     "dynamixer": PLAIN,
 }
-# the plain network of Hire-MLP base is chaotic: an input changed by 1e-15 changes its logits by 7e-9 (reference, section 0)
+# Hire-MLP base without damping is chaotic: an input changed by 1e-15 changes its logits by 7e-9
 CHAOTIC = {"hiremlp/base": 1e-6}
 CASES = [
     pytest.param(

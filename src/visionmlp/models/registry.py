@@ -147,10 +147,11 @@ def list_models(family: str | None = None, *, test: bool = False) -> list[str]:
     names = [name for name in _VARIANTS if name.endswith("_test") == test]
     if family is None:
         return names
-    families = {_plain(variant.family): variant.family for variant, _ in _VARIANTS.values()}
-    if _plain(family) not in families:
-        raise UnknownModel(f"no family {family!r}; there are {', '.join(families.values())}")
-    return [name for name in names if _plain(_VARIANTS[name][0].family) == _plain(family)]
+    families = {v.family: name.removesuffix("_test") for name, (v, _) in _VARIANTS.items() if name.endswith("_test")}
+    wanted = {display for display, prefix in families.items() if _plain(family) in (_plain(display), _plain(prefix))}
+    if not wanted:
+        raise UnknownModel(f"no family {family!r}; there are {', '.join(families)}")
+    return [name for name in names if _VARIANTS[name][0].family in wanted]
 
 
 def is_model(name: str) -> bool:

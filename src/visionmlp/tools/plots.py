@@ -169,6 +169,36 @@ def kernel_rows(
         return _save(figure, path)
 
 
+def influence_maps(panels: Mapping[str, Tensor], path: Path, *, decades: float = 3.0) -> Path:
+    """Maps of how much each position moves one output position, side by side on one logarithmic scale.
+
+    Args:
+        panels: non-negative maps (H, W) by title; each is shown relative to its largest value. Zeros stay white.
+        path: PNG file to write.
+        decades: powers of ten below the largest value that are told apart.
+
+    Raises:
+        MissingExtra: if matplotlib is not installed.
+        RunFolderError: if the file cannot be written.
+    """
+    image: Any = None
+    with _style(**{"axes.grid": False, "axes.spines.top": True, "axes.spines.right": True}):
+        figure = _figure(9.6, 2.75)
+        all_axes = figure.subplots(1, len(panels), squeeze=False).flat
+        for axes, (title, values) in zip(all_axes, panels.items(), strict=True):
+            relative = (values / values.max()).detach().double().cpu().numpy()
+            logarithm = np.log10(np.where(relative > 0, relative, np.nan))
+            image = axes.imshow(np.maximum(logarithm, -decades), cmap="viridis", vmin=-decades, vmax=0)
+            height, width = relative.shape
+            axes.set(title=f"{title} ({height} x {width})")
+            axes.set_xticks([])
+            axes.set_yticks([])
+        bar = figure.colorbar(image, ax=list(figure.axes), fraction=0.02, pad=0.01, label="influence, relative")
+        ticks = [-power for power in range(int(decades) + 1)]
+        bar.set_ticks(ticks, labels=["1" if power == 0 else f"$10^{{{power}}}$" for power in ticks])
+        return _save(figure, path)
+
+
 def _style(**changes: Any) -> Any:
     return require("matplotlib", extra="plots").rc_context({**_STYLE, **changes})
 
