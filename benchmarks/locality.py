@@ -8,16 +8,13 @@ docs/results/locality.md. Arms that finished are not repeated.
 
 import argparse
 import concurrent.futures
-import csv
-import os
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
 
 import visionmlp
+from cifar import subset, train
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "results" / "locality.md"
 BRANCHES = {"none": [], "1x1": [1], "3x3": [3], "1x1 + 3x3": [1, 3]}
@@ -32,17 +29,6 @@ BUDGET = [
 ]
 
 
-def subset(data: Path, to: Path, per_class: int) -> Path:
-    """A folder of links to the first images of every training class and to all of the test images."""
-    if not to.exists():
-        for folder in sorted((data / "train").iterdir()):
-            (to / "train" / folder.name).mkdir(parents=True)
-            for image in sorted(folder.iterdir())[:per_class]:
-                (to / "train" / folder.name / image.name).symlink_to(image.resolve())
-        (to / "val").symlink_to((data / "val").resolve())
-    return to
-
-
 def arguments(family: str, kernel_sizes: list[int], data: str, output: str) -> list[str]:
     name, fields = MODELS[family]
     fields = {**fields, "kernel_sizes": kernel_sizes}
@@ -52,15 +38,8 @@ def arguments(family: str, kernel_sizes: list[int], data: str, output: str) -> l
 
 def run(family: str, branch: str, data: Path, work: Path) -> dict[str, float]:
     output = work / f"{family}-{branch.replace(' ', '')}".lower()
-    if not (output / "report.html").exists():
-        command = [sys.executable, "-m", "visionmlp", *arguments(family, BRANCHES[branch], str(data), str(output))]
-        if output.exists():
-            command = [sys.executable, "-m", "visionmlp", "train", "--resume", "--output", str(output)]
-        with (work / f"{output.name}.log").open("a") as log:
-            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-            subprocess.run(command, check=True, stdout=log, stderr=log, env=environment)
-    with (output / "metrics.csv").open() as table:
-        top1 = float(list(csv.DictReader(table))[-1]["top1"])
+    rows = train(arguments(family, BRANCHES[branch], str(data), str(output)), output)
+    top1 = float(rows[-1]["top1"])
     model, _ = visionmlp.load_model(output)
     with torch.inference_mode():
         images = torch.randn(8, 3, 32, 32)

@@ -290,9 +290,7 @@ def test_other_sizes(name, size):
             torch.testing.assert_close(deployed(x), expected, rtol=1e-10, atol=1e-10)
             levels = model.forward_intermediates(x, intermediates_only=True)
         for level, stride in zip(levels, (info["reduction"] for info in model.feature_info), strict=True):
-            assert [abs(side - given_side / stride) < 1 for side, given_side in zip(level.shape[2:], given)] == [
-                True
-            ] * 2
+            assert all(abs(level.shape[2 + i] - given[i] / stride) < 1 for i in (0, 1))
 
 
 def test_unknown_names_and_fields_suggest_the_nearest():
