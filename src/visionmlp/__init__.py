@@ -4,9 +4,11 @@ from visionmlp import models  # noqa: F401  (registers every family)
 from visionmlp.errors import CheckpointMismatch, VisionMLPError
 from visionmlp.layers.fusible import Fusible, reparameterize
 from visionmlp.models.checkpoint import load_checkpoint, load_model, save_checkpoint
+from visionmlp.models.dense import dense_features
 from visionmlp.models.locality import add_locality
-from visionmlp.models.official import load_official
-from visionmlp.models.registry import create_model, list_models
+from visionmlp.models.official import load_official, save_official
+from visionmlp.models.registry import create_model, list_models, published_weights
+from visionmlp.models.upcycling import upcycle
 
 __version__ = "0.1.0"
 __all__ = [
@@ -15,10 +17,14 @@ __all__ = [
     "VisionMLPError",
     "add_locality",
     "create_model",
+    "dense_features",
     "list_models",
     "load_checkpoint",
     "load_model",
     "load_official",
+    "published_weights",
     "reparameterize",
     "save_checkpoint",
+    "save_official",
+    "upcycle",
 ]

@@ -8,6 +8,7 @@ import torch
 import visionmlp
 from tests.contracts.conftest import TINY
 from tests.randomise import randomise
+from visionmlp.layers.auxiliary import collect_auxiliary
 from visionmlp.models.checkpoint import default_preprocessing
 from visionmlp.models.registry import variant
 
@@ -19,7 +20,16 @@ COMMON = {
     "drop_rate": 0.5,
     "drop_path_rate": 0.5,
 }
-OTHERS = {
+AXIAL = {
+    "patch_size": 2,
+    "dims": (16, 32, 32),
+    "blocks": (1, 1, 2),
+    "segments": (4, 3, 6),
+    "downsample_before": (1, 2),
+    "mlp_ratio": 2.0,
+    "reweight": False,
+}
+OTHERS: dict[str, dict[str, object]] = {
     "repmlpnet_test": {
         "patch_size": 2,
         "channels": 16,
@@ -51,6 +61,49 @@ OTHERS = {
         "kernel_sizes": (3,),
         "proj_drop_rate": 0.5,
     },
+    "asmlp_test": {
+        "patch_size": 2,
+        "dim": 24,
+        "blocks": (1, 2),
+        "shift_size": 3,
+        "dilation": 2,
+        "mlp_ratio": 2.0,
+        "proj_drop_rate": 0.5,
+        "feature_norms": True,
+    },
+    "vip_test": AXIAL,
+    "dynamixer_test": {
+        **AXIAL,
+        "reduced_dim": 3,
+        "mixing": "dense",
+        "row_mixing": False,
+        "column_mixing": False,
+        "channel_mixing": False,
+        "shared_mixing": True,
+    },
+    "sparsemlp_moe_test": {
+        "patch_size": 4,
+        "dim": 24,
+        "depth": 3,
+        "token_dim": 8,
+        "channel_dim": 24,
+        "sparse_blocks": 1,
+        "token_expansion": 1,
+        "channel_reduction": 4,
+        "token_experts": 4,
+        "token_top_k": 2,
+        "token_expert_dim": 5,
+        "channel_experts": 4,
+        "channel_top_k": 1,
+        "channel_expert_dim": 8,
+        "capacity_factor": 0.5,
+        "importance_weight": 0.02,
+        "load_weight": 0.02,
+        "router_noise": False,
+        "normalise_gates": True,
+        "kernel_sizes": (3,),
+        "proj_drop_rate": 0.5,
+    },
 }
 CASES = [
     pytest.param(name, field.name, id=f"{name}-{field.name}")
@@ -78,7 +131,9 @@ def observed(name: str, **fields: object) -> dict[str, object]:
                 level.double().sum().item() for level in model.forward_intermediates(x, intermediates_only=True)
             ]
             torch.manual_seed(2)
-            seen[f"training {size}"] = model.train()(x).double().sum().item()
+            with collect_auxiliary(model.train()) as collected:
+                seen[f"training {size}"] = model(x).double().sum().item()
+            seen[f"auxiliary {size}"] = [part.loss.item() for part in collected]
     return seen
 
 

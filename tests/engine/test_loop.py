@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from visionmlp.engine import RunFolder
+from visionmlp.engine import RunFolder, TrainingLoss
 from visionmlp.errors import RunFolderError, TrainingDiverged
 
 from .toy import (
@@ -47,8 +47,9 @@ def test_a_killed_run_ends_bit_equal(tmp_path: Path, optimizer: str) -> None:
     assert served.served[0] == (1, 4)  # only the rest is loaded
     assert same(newest_weights(tmp_path / "whole"), newest_weights(tmp_path / "broken"))
     assert same(load_file(tmp_path / "whole/model.safetensors"), load_file(tmp_path / "broken/model.safetensors"))
-    for name in ("train.csv", "metrics.csv"):
+    for name in ("train.csv", "metrics.csv", "router.csv"):
         assert table(tmp_path / "whole" / name) == table(tmp_path / "broken" / name)
+    assert [row["step"] for row in table(tmp_path / "broken/router.csv")] == [4, 8, 12, 16, 18]
     assert [row["step"] for row in table(tmp_path / "broken/train.csv")] == [4, 8, 12, 16, 18]
     assert [row["step"] for row in table(tmp_path / "broken/metrics.csv")] == [6, 12, 18]
     assert len(RunFolder(tmp_path / "broken").read_sessions()) == 3
@@ -153,12 +154,30 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
         return 1.0
 
     class Blind(ToyTask):
-        def training_loss(self, model: nn.Module, batch: Any) -> torch.Tensor:
-            return super().training_loss(model, batch).nan_to_num()
+        def training_loss(self, model: nn.Module, batch: Any) -> TrainingLoss:
+            return TrainingLoss(value=super().training_loss(model, batch).value.nan_to_num())
 
     with pytest.raises(TrainingDiverged, match=r"is not finite after step 6, learning rate"):
         toy_fit(config_for(tmp_path / "run"), task=Blind(spoil), model=model)
     assert [path.name for path in (tmp_path / "run/checkpoints").glob("*.state")] == ["step-000000.state"]
+
+
+def test_routing_is_the_mean_of_an_intervals_parts_and_steps(tmp_path: Path) -> None:
+    class Counting(ToyTask):
+        def training_loss(self, model: nn.Module, batch: Any) -> TrainingLoss:
+            loss = super().training_loss(model, batch)
+            return TrainingLoss(value=loss.value, routing={"call": torch.tensor(float(self.calls))})
+
+    toy_fit(config_for(tmp_path / "run", accumulate=2, max_steps=5), task=Counting())
+    rows = table(tmp_path / "run/router.csv")
+    assert rows == [{"step": 4.0, "call": 4.5}, {"step": 5.0, "call": 9.5}]
+
+    class Silent(ToyTask):
+        def training_loss(self, model: nn.Module, batch: Any) -> TrainingLoss:
+            return TrainingLoss(value=super().training_loss(model, batch).value)
+
+    toy_fit(config_for(tmp_path / "silent"), task=Silent())
+    assert not (tmp_path / "silent/router.csv").exists()
 
 
 def test_parts_and_clipping_equal_the_whole_batch_by_hand(tmp_path: Path) -> None:

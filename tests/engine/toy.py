@@ -12,7 +12,7 @@ from lightning_fabric import Fabric
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from visionmlp.engine import FitResult, RunFolder, TrainingConfig, fit
+from visionmlp.engine import FitResult, RunFolder, TrainingConfig, TrainingLoss, fit
 
 BATCHES, SIZE = 6, 8
 
@@ -52,11 +52,14 @@ class ToyTask:
     def __init__(self, before_loss: Callable[[int], float] = lambda _call: 1.0, noise: float = 0.1) -> None:
         self.before_loss, self.noise, self.calls = before_loss, noise, 0
 
-    def training_loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    def training_loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> TrainingLoss:
         self.calls += 1
         factor = self.before_loss(self.calls)
         x, y = batch
-        return factor * nn.functional.cross_entropy(model(x + self.noise * np.random.rand()), y)  # noqa: NPY002
+        logits = model(x + self.noise * np.random.rand())  # noqa: NPY002
+        loss = factor * nn.functional.cross_entropy(logits, y)
+        # as a routed model would: something that differs from step to step
+        return TrainingLoss(value=loss, routing={"toy.margin": logits.detach().diff().abs().mean()})
 
     def evaluation_sums(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         x, y = batch

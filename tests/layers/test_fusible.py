@@ -37,6 +37,40 @@ OPTIONS = [
     ("resmlp_test", {"cross_patch": "separable", "norm": "layernorm"}, 7),
     ("mlpmixer_test", {}, 7),
     ("mlpmixer_test", {"kernel_sizes": (1, 3)}, 7),
+    ("sparsemlp_moe_test", {}, 9),
+    ("sparsemlp_moe_test", {"kernel_sizes": (1, 3)}, 9),
+    ("sparsemlp_moe_test", {"num_classes": 0}, 9),
+    ("hiremlp_test", {}, 0),
+    ("hiremlp_test", {"reweight": False}, 0),
+    ("hiremlp_test", {"region_sizes": (4, 3)}, 0),
+    ("hiremlp_test", {"step_padding": "zero"}, 0),
+    ("hiremlp_test", {"region_padding": "zero"}, 0),
+    ("hiremlp_test", {"step_padding": "zero", "region_padding": "replicate"}, 0),
+    ("hiremlp_test", {"feature_norms": True}, 2),
+    ("hiremlp_test", {"num_classes": 0}, 1),
+    ("asmlp_test", {}, 19),
+    ("asmlp_test", {"shift_size": 1}, 19),
+    ("asmlp_test", {"shift_size": 3, "dilation": 2}, 19),
+    ("asmlp_test", {"dim": 3}, 19),
+    ("asmlp_test", {"feature_norms": True}, 21),
+    ("asmlp_test", {"num_classes": 0}, 19),
+    ("vip_test", {}, 9),
+    ("vip_test", {"reweight": False}, 9),
+    ("vip_test", {"segments": (4, 3, 24)}, 9),
+    ("vip_test", {"num_classes": 0}, 9),
+    ("dynamixer_test", {}, 9),
+    ("dynamixer_test", {"mixing": "dense"}, 9),
+    ("dynamixer_test", {"mixing": "random"}, 9),
+    ("dynamixer_test", {"row_mixing": False}, 9),
+    ("dynamixer_test", {"column_mixing": False}, 9),
+    ("dynamixer_test", {"channel_mixing": False}, 9),
+    ("dynamixer_test", {"shared_mixing": True}, 9),
+    ("dynamixer_test", {"reweight": False}, 9),
+    ("dynamixer_test", {"num_classes": 0}, 9),
+    ("cyclemlp_test", {}, 9),
+    ("cyclemlp_test", {"reweight": False}, 9),
+    ("cyclemlp_test", {"pseudo_kernel_w": (1, 5), "pseudo_kernel_h": (3, 3), "dilation": 2}, 9),
+    ("cyclemlp_test", {"feature_norms": True}, 11),
 ]
 
 
@@ -101,7 +135,7 @@ def test_synchronised_norms_fold_and_others_are_refused():
 
 @torch.no_grad()
 def test_empty_batches_frozen_weights_and_pruned_models():
-    for name in ("repmlpnet_test", "resmlp_test", "mlpmixer_test"):
+    for name in ("repmlpnet_test", "resmlp_test", "mlpmixer_test", "vip_test", "dynamixer_test"):
         model = visionmlp.create_model(name).eval().requires_grad_(False)
         deployed = visionmlp.reparameterize(model)
         assert deployed(torch.empty(0, 3, 32, 32)).shape == (0, 10)
@@ -159,7 +193,9 @@ def test_a_wrapped_backbone_is_reached():
     torch.testing.assert_close(deployed(image()), model(image()))
 
 
-@pytest.mark.parametrize("name", ["repmlpnet_test", "resmlp_test", "mlpmixer_test"])
+@pytest.mark.parametrize(
+    "name", ["repmlpnet_test", "resmlp_test", "mlpmixer_test", "sparsemlp_moe_test", "vip_test", "dynamixer_test"]
+)
 def test_deploy_forms_can_be_tuned(name):
     deployed = visionmlp.reparameterize(randomise(visionmlp.create_model(name)).double().eval())
     x = image()
@@ -175,7 +211,7 @@ def test_deploy_forms_can_be_tuned(name):
     assert ((losses[0] - losses[1]) / 2e-5).item() == pytest.approx(analytic, rel=1e-4, abs=1e-6)
 
 
-@pytest.mark.parametrize("name", ["resmlp_test", "mlpmixer_test", "repmlpnet_test"])
+@pytest.mark.parametrize("name", ["resmlp_test", "mlpmixer_test", "repmlpnet_test", "sparsemlp_moe_test"])
 @torch.no_grad()
 def test_add_locality(name):
     model = randomise(visionmlp.create_model(name)).eval()

@@ -1,15 +1,27 @@
 """The authors' files: wrappers, prefixes, layouts, sizes, and everything that can be wrong with them."""
 
+import argparse
 import pickle
+import sys
+import types
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import visionmlp
 from tests.randomise import randomise
 from visionmlp.errors import CheckpointError, CheckpointMismatch
+from visionmlp.models.official import load_strictly, read_official
+from visionmlp.models.registry import variant
+from visionmlp.models.weights import OFFICIAL_FILES, family_prefix
+
+TINY = visionmlp.list_models(test=True)
+WITH_CODE = [name for name in TINY if family_prefix(name) in OFFICIAL_FILES]
+DENSE = [name for name in TINY if "feature_norms" in vars(variant(name).config)]
 
 
 def official_resmlp(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -189,3 +201,201 @@ def test_bad_files_are_one_clear_error(trained, tmp_path, monkeypatch):
 def test_a_deploy_form_takes_no_official_weights(trained):
     with pytest.raises(CheckpointError, match="training form"):
         visionmlp.load_official(visionmlp.reparameterize(trained), official_resmlp(trained))
+
+
+# whole files, as training scripts leave them
+
+
+class CfgNode(dict):
+    """Pickles as yacs's node does: a mapping with attributes, under the name of another module."""
+
+    def __init__(self, values):
+        super().__init__({k: CfgNode(v) if isinstance(v, dict) else v for k, v in values.items()})
+        self.__dict__["__immutable__"] = True
+
+
+CfgNode.__module__, CfgNode.__qualname__ = "yacs.config", "CfgNode"
+
+
+@pytest.fixture
+def save(tmp_path, monkeypatch) -> Callable[..., Path]:
+    """Writes a checkpoint on a machine that has yacs; it is read on one that has not."""
+
+    def write(content: object, **settings: object) -> Path:
+        config = types.ModuleType("yacs.config")
+        config.CfgNode = CfgNode  # type: ignore[attr-defined]
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, "yacs", types.ModuleType("yacs"))
+            patch.setitem(sys.modules, "yacs.config", config)
+            torch.save(content, tmp_path / "theirs.pth", **settings)
+        assert "yacs.config" not in sys.modules
+        return tmp_path / "theirs.pth"
+
+    return write
+
+
+def optimiser(model) -> dict[str, object]:
+    optimiser = torch.optim.AdamW(model.parameters(), lr=0.0)  # state, but the same weights
+    model(torch.randn(2, 3, 32, 32)).sum().backward()
+    optimiser.step()
+    return optimiser.state_dict()
+
+
+def swin_layout(model, state):
+    """AS-MLP: Swin's script with Apex."""
+    return {
+        "model": state,
+        "optimizer": optimiser(model),
+        "lr_scheduler": {"decay_rate": 0.1, "base_values": [1e-3], "_last": np.float64(1e-5)},
+        "max_accuracy": np.float64(81.3),
+        "epoch": 299,
+        "config": CfgNode({"MODEL": {"TYPE": "swin", "AS_MLP": {"DEPTHS": [2, 2, 6, 2]}}, "TAG": "default"}),
+        "amp": {"loss_scaler0": {"loss_scale": 65536.0, "unskipped": 1210}},
+    }
+
+
+def deit_layout(model, state):
+    """Hire-MLP, CycleMLP: DeiT's script with a moving average and a loss scaler."""
+    return {
+        "model": state,
+        "optimizer": optimiser(model),
+        "lr_scheduler": {"param_group_field": "lr", "t_initial": 300, "noise_range_t": None},
+        "epoch": np.int64(299),
+        "model_ema": {name: value + 1 for name, value in state.items()},
+        "scaler": {"scale": 65536.0, "_growth_tracker": 3},
+        "args": argparse.Namespace(lr=1e-3, model="cycle", input_size=224, opt_betas=None, cutmix_minmax=[0.1]),
+    }
+
+
+def timm_layout(model, state):
+    """ViP, DynaMixer: timm's script, distributed."""
+    return {
+        "epoch": 12,
+        "arch": "vip_s7",
+        "state_dict": {f"module.{name}": value for name, value in state.items()},
+        "optimizer": optimiser(model),
+        "version": 2,
+        "args": argparse.Namespace(data="/data", amp=True),
+        "amp": {"loss_scaler0": {"loss_scale": 65536.0, "unskipped": 12}},
+        "state_dict_ema": {f"module.{name}": value + 1 for name, value in state.items()},
+        "metric": np.float32(81.5),
+    }
+
+
+@pytest.mark.parametrize("layout", [swin_layout, deit_layout, timm_layout])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_what_scripts_leave_beside_the_weights_is_passed_over(layout, zipped, trained, save):
+    content = layout(trained, official_resmlp(trained))
+    path = save(content, _use_new_zipfile_serialization=zipped)
+    assert same(visionmlp.load_official(visionmlp.create_model("resmlp_test"), path), trained)
+    if layout is swin_layout:
+        with pytest.raises(CheckpointError, match=r"theirs.pth holds no moving average .*model_ema, state_dict_ema"):
+            visionmlp.load_official(visionmlp.create_model("resmlp_test"), path, ema=True)
+    else:
+        averaged = visionmlp.load_official(visionmlp.create_model("resmlp_test"), path, ema=True)
+        for name, value in trained.state_dict().items():
+            assert torch.equal(averaged.state_dict()[name], value + 1)
+
+
+def test_numpy_scalars_of_older_versions_are_passed_over(trained, tmp_path):
+    """Before NumPy 2 the module had another name."""
+    state = official_resmlp(trained)
+    torch.save({"model": state, "max_accuracy": np.float64(81.3)}, tmp_path / "new.pth")
+    import zipfile
+
+    with zipfile.ZipFile(tmp_path / "new.pth") as new, zipfile.ZipFile(tmp_path / "old.pth", "w") as old:
+        for entry in new.namelist():
+            content = new.read(entry)
+            if entry.endswith("data.pkl"):
+                assert b"cnumpy._core.multiarray\nscalar" in content
+                content = content.replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n")
+            old.writestr(entry, content)
+    assert same(visionmlp.load_official(visionmlp.create_model("resmlp_test"), tmp_path / "old.pth"), trained)
+
+
+def test_leftovers_open_no_door(trained, save, tmp_path):
+    """What is passed over is inert: its arguments do nothing, and everything else is still refused."""
+    state = official_resmlp(trained)
+    for beside in (Bomb(), argparse.Namespace(a=Bomb()), CfgNode({"A": Bomb()}), Path("x"), torch.nn.Linear(1, 1)):
+        with pytest.raises(CheckpointError, match="could run code"):
+            visionmlp.load_official(visionmlp.create_model("resmlp_test"), save({"model": state, "args": beside}))
+    with pytest.raises(CheckpointError, match="'args' that is no tensor"):
+        read_official(save({"args": argparse.Namespace(model=state)}))
+    assert not list(tmp_path.glob("exploded"))
+    # the stand-ins are gone with the call
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(save({"args": argparse.Namespace()}), weights_only=True)
+
+
+# writing
+
+
+@pytest.mark.parametrize("name", WITH_CODE)
+@pytest.mark.parametrize("wrapped", [True, False], ids=["native", "safetensors"])
+def test_written_files_have_the_authors_layout_and_come_back_bit_by_bit(name, wrapped, tmp_path):
+    model = randomise(visionmlp.create_model(name), seed=6)
+    layout = OFFICIAL_FILES[family_prefix(name)]
+    path = tmp_path / f"theirs{layout.suffix if wrapped else '.safetensors'}"
+    visionmlp.save_official(path, model)
+    assert list(tmp_path.iterdir()) == [path]
+    expected = model.to_official(model.state_dict())
+    if not wrapped:
+        content = load_file(path)
+    elif layout.suffix == ".npz":
+        content = {key: torch.from_numpy(value) for key, value in np.load(path).items()}
+    else:
+        content = torch.load(path, weights_only=True)
+        assert layout.wrapper is None or list(content) == [layout.wrapper]
+        content = content[layout.wrapper] if layout.wrapper else content
+    assert content.keys() == expected.keys()
+    assert all(torch.equal(content[key], value) for key, value in expected.items())
+    assert same(visionmlp.load_official(visionmlp.create_model(name), path), model)
+
+
+def test_what_cannot_be_written(trained, tmp_path):
+    for model, file, message in (
+        (visionmlp.reparameterize(trained), "a.pth", "is a deploy form"),
+        (visionmlp.create_model("sparsemlp_moe_test"), "a.pth", "there is no authors' code for sparsemlp_moe_test"),
+        (trained, "a.npz", r"a.npz: weights of resmlp_test go into a .pth or .safetensors file"),
+        (visionmlp.create_model("mlpmixer_test"), "a.pth", r"go into a .npz or .safetensors file"),
+        (visionmlp.create_model("mlpmixer_test").bfloat16(), "a.npz", "NumPy has no bfloat16"),
+        (trained, "absent/a.pth", "cannot write"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            visionmlp.save_official(tmp_path / file, model)
+    assert not list(tmp_path.iterdir())
+
+
+# what some families need
+
+
+@pytest.mark.parametrize("name", [name for name in TINY if visionmlp.create_model(name).official_constants()])
+def test_constants_of_the_authors_are_checked(name):
+    model = randomise(visionmlp.create_model(name), seed=7)
+    state = model.to_official(model.state_dict())
+    constants = model.official_constants()
+    assert constants.keys() <= state.keys()
+    assert same(visionmlp.load_official(visionmlp.create_model(name), state), model)
+    # they hold nothing learned, so a file without them is whole
+    learned = {key: value for key, value in state.items() if key not in constants}
+    assert same(visionmlp.load_official(visionmlp.create_model(name), learned), model)
+    first = sorted(constants)[0]
+    for other in (constants[first] + 1, constants[first].flatten()[1:]):
+        with pytest.raises(CheckpointMismatch, match="computes with another") as error:
+            visionmlp.load_official(visionmlp.create_model(name), {**state, first: other})
+        assert error.value.unexpected == [first]
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_dense_backbones_there_and_back(name, tmp_path):
+    model = randomise(visionmlp.create_model(name, feature_norms=True, num_classes=0), seed=8)
+    layout = OFFICIAL_FILES[family_prefix(name)]
+    visionmlp.save_official(tmp_path / f"dense{layout.suffix}", model)
+    state = read_official(tmp_path / f"dense{layout.suffix}")
+    assert not {"norm.weight", "head.weight"} & state.keys()
+    back = visionmlp.load_official(visionmlp.create_model(name, feature_norms=True, num_classes=0), state)
+    final = [key for key in back.state_dict() if key.startswith("norm.")]
+    for key, value in model.state_dict().items():
+        assert key in final or torch.equal(back.state_dict()[key], value)
+    with pytest.raises(CheckpointMismatch):
+        load_strictly(visionmlp.create_model(name), back.state_dict(), "it")

@@ -24,7 +24,7 @@ class Fixed(nn.Module):
 
 
 def loss(**options: object) -> float:
-    return Classification(7, **options).training_loss(Fixed(), Batch(torch.zeros(6, 3, 4, 4), LABELS)).item()  # type: ignore[arg-type]
+    return Classification(7, **options).training_loss(Fixed(), Batch(torch.zeros(6, 3, 4, 4), LABELS)).value.item()  # type: ignore[arg-type]
 
 
 def test_losses_by_hand() -> None:
@@ -45,7 +45,7 @@ def test_mixup_mixes_images_and_targets_alike(name: str) -> None:
     task = Classification(7, loss=name, mixing=Mixing(mixup=1.0))  # type: ignore[arg-type]
     model = Fixed()
     np.random.seed(3)  # noqa: NPY002 (mixup draws from it)
-    value = task.training_loss(model, Batch(images, LABELS)).item()
+    value = task.training_loss(model, Batch(images, LABELS)).value.item()
     share = 1 - model.seen[0, 0, 0, 0].item() / 5  # of the image itself, as its partner is image 5
     target = share * F.one_hot(LABELS, 7) + (1 - share) * F.one_hot(LABELS.flip(0), 7)
     expected = {

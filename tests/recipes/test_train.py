@@ -110,6 +110,20 @@ def test_a_run_folder_holds_everything(images: Path, tmp_path: Path) -> None:
         train(config_for(images, tmp_path / "run", epochs=6, lr=3e-3, crop="center"), resume=True)
 
 
+def test_routed_experts_are_told_of(images: Path, tmp_path: Path) -> None:
+    config = config_for(images, tmp_path / "run", model="sparsemlp_moe_test", log_every=2, accumulate=2)
+    folder = train(config).folder
+    rows = Table(folder / "router.csv").rows()
+    assert [row["step"] for row in rows] == [row["step"] for row in Table(folder / "train.csv").rows()]
+    for row in rows:
+        assert sum(row[f"block3.channel.load{i}"] for i in range(3)) == pytest.approx(1)
+        assert row["balance"] > 0
+        assert 0 <= row["block2.token.overflow"] < 1
+        assert 0 < row["block2.token.entropy"] <= 1
+    assert (folder / "report.html").read_text().count('src="data:image/png;base64,') == 3
+    assert (folder / "router.png").exists()
+
+
 def test_a_run_killed_by_sigkill_ends_bit_equal(images: Path, tmp_path: Path) -> None:
     train(config_for(images, tmp_path / "whole", **EVERYTHING))
     killed = config_for(images, tmp_path / "killed", num_workers=2, **EVERYTHING)

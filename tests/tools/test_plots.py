@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from visionmlp.errors import RunFolderError
-from visionmlp.tools.plots import confusion_matrix, kernel_rows, learning_curves
+from visionmlp.tools.plots import confusion_matrix, kernel_rows, learning_curves, router_curves
 
 TRAINING = [{"step": float(s), "loss": 2 / s, "lr": 0.1 / s} for s in range(1, 9)]
 EVALUATION = [{"step": float(s), "loss": 3 / s, "top1": 10.0 * s} for s in (4, 8)]
@@ -25,6 +25,23 @@ def test_learning_curves_follow_the_rows(tmp_path: Path) -> None:
     third = full.shape[1] // 3
     assert (full[:, third : 2 * third] != fewer[:, third : 2 * third]).any()  # accuracy
     learning_curves([], EVALUATION, tmp_path / "c.png")  # a run shorter than an interval
+
+
+def test_router_curves_show_every_load(tmp_path: Path) -> None:
+    def rows(load: float) -> list[dict[str, float]]:
+        loads = {"load0": load, "load1": 1 - load, "overflow": 0.1, "entropy": 0.9}
+        routers = {f"block{b}.{k}.{n}": v for b in (2, 3) for k in ("token", "channel") for n, v in loads.items()}
+        return [{"step": float(s), "balance": 0.01 / s, **routers} for s in range(1, 9)]
+
+    even = pixels(router_curves(rows(0.5), tmp_path / "a.png"))
+    uneven = pixels(router_curves(rows(0.8), tmp_path / "b.png"))
+    changed = (even != uneven).any(2)
+    height, width = changed.shape
+    for panel in range(4):
+        assert changed[: height // 2, panel * width // 4 : (panel + 1) * width // 4].sum() > 100
+    assert not changed[height * 6 // 10 :].any()  # overflow, entropy and balance are the same
+    alone = [{name: value for name, value in row.items() if "block3" not in name} for row in rows(0.5)]
+    assert pixels(router_curves(alone, tmp_path / "c.png")).shape == even.shape  # one line of panels
 
 
 def test_confusion_shades_by_share_of_the_row(tmp_path: Path) -> None:

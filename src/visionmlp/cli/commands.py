@@ -11,6 +11,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from visionmlp.cli.options import (
     BenchOptions,
+    ConvertOptions,
     DemoOptions,
     DeployOptions,
     EvalOptions,
@@ -110,6 +111,37 @@ def predict(options: PredictOptions) -> int:
     for prediction in unreadable:
         _note(f"error: {prediction.image}: {prediction.error}")
     return 2 if unreadable else 0
+
+
+def convert(options: ConvertOptions) -> int:
+    """Write the weights in the other format."""
+    from visionmlp.tools.convert import convert_from_official, convert_to_official
+
+    if options.to == "official":
+        if options.ema or options.img_size:
+            raise UsageError(
+                "--ema and --img-size say how to read the authors' file; leave them out with --to official"
+            )
+        model, lost = convert_to_official(options.source, options.output, name=options.model, force=options.force)
+        if lost:
+            settings = ", ".join(f"{option}={getattr(model.config, option)!r}" for option in lost)
+            _note(f"note: the authors' files hold weights only; give their code {settings}")
+    else:
+        if options.model is None:
+            raise UsageError("--model must be given: the authors' files do not say which model they hold")
+        if options.img_size is not None and len(options.img_size) > 2:
+            raise UsageError(f"--img-size takes a side, or height and width, got {len(options.img_size)} numbers")
+        model = convert_from_official(
+            options.source,
+            options.model,
+            options.output,
+            img_size=(options.img_size[0], options.img_size[-1]) if options.img_size else None,
+            ema=options.ema,
+            force=options.force,
+        )
+    count = sum(parameter.numel() for parameter in model.parameters())
+    sys.stdout.write(f"{model.name}, {count:,} parameters\nwrote {options.output}\n")
+    return 0
 
 
 def deploy(options: DeployOptions) -> int:
@@ -233,6 +265,20 @@ COMMANDS = {
         ),
         examples=["predict runs/digits image.png folder/", "predict model.safetensors - --json < image.jpg"],
     ),
+    "convert": _command(
+        ConvertOptions,
+        convert,
+        summary="the authors' weights into a checkpoint of ours, and back",
+        description=(
+            "Read the authors' file and write a checkpoint that says which model it holds; or, with --to official,\n"
+            "write weights as the authors' code reads them. No value changes: there and back gives the same tensors."
+        ),
+        examples=[
+            "convert resmlp_24_dist.pth --model resmlp_s24 --output resmlp_s24.safetensors",
+            "convert checkpoint.pth --model cyclemlp_b1 --ema --output b1.safetensors",
+            "convert runs/digits --to official --output digits.pth",
+        ],
+    ),
     "deploy": _command(
         DeployOptions,
         deploy,
@@ -292,20 +338,23 @@ def _load(options: ModelOptions) -> "tuple[Backbone, CheckpointInfo]":
     """The model that the options name."""
     from visionmlp.models.checkpoint import load_model
 
-    return load_model(options.model, checkpoint=options.checkpoint)
+    return load_model(options.model, checkpoint=options.checkpoint, pretrained=options.pretrained)
 
 
 def _load_trained(options: ModelOptions) -> "tuple[Backbone, CheckpointInfo]":
     """The same, for commands whose result means nothing without training: fresh weights are pointed out."""
     model, info = _load(options)
     if _is_fresh(options, info):
-        _note(f"note: {info.model} has fresh weights; give a run folder, a checkpoint file or --checkpoint")
+        _note(
+            f"note: {info.model} has fresh weights; give a run folder, a checkpoint file, --checkpoint or --pretrained"
+        )
     return model, info
 
 
 def _is_fresh(options: ModelOptions, info: "CheckpointInfo") -> bool:
     """Whether the options name a model only, without any weights."""
-    return options.checkpoint is None and options.model == info.model
+    weights = options.checkpoint is not None or options.pretrained
+    return not weights and options.model.partition(".")[0] == info.model
 
 
 def _note_float32(model: "Backbone") -> None:

@@ -13,7 +13,7 @@ from visionmlp.cli.commands import COMMANDS
 from visionmlp.cli.parser import UsageError, build_parser, config_first, nearest, usage_error
 from visionmlp.errors import VisionMLPError
 
-DESCRIPTION = """Vision MLPs: RepMLPNet, ResMLP, MLP-Mixer. Train them, re-parameterise them, measure and ship them.
+DESCRIPTION = """Vision MLPs: nine families of the literature. Train them, re-parameterise them, measure and ship them.
 
 A model is given as a name ("visionmlp models" lists them), a run folder of "visionmlp train", or a checkpoint file."""
 

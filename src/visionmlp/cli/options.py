@@ -33,7 +33,14 @@ class ModelOptions:
 
     model: str = option(MODEL_HELP, metavar="MODEL", positional=True)
     checkpoint: Path | None = option(
-        "the authors' published weights (.pth, .npz) for a model name", None, metavar="FILE"
+        "weights for a model name: the authors' file (.pth, .npz) or a checkpoint; "
+        "to have the authors' file downloaded, see --pretrained",
+        None,
+        metavar="FILE",
+    )
+    pretrained: bool = option(
+        "download the authors' weights for a model name, where they have an address; NAME.TAG chooses among several",
+        False,
     )
 
 
@@ -79,6 +86,29 @@ class PredictOptions(ModelOptions):
     batch_size: int = option("images per step", 16)
     device: str = option("cpu, cuda, cuda:1, ...", "cpu", metavar="NAME")
     json: bool = option("JSON instead of a table", False)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConvertOptions:
+    """Options of ``convert``."""
+
+    source: Path = option(
+        "the authors' file (.pth, .npz, .safetensors); with --to official a checkpoint of ours or a run folder",
+        metavar="SOURCE",
+        positional=True,
+    )
+    model: str | None = option("which model the authors' file holds; files of ours say it", None, metavar="NAME")
+    output: Path = option(
+        ".safetensors for a checkpoint of ours; for the authors' format .pth (.npz for MLP-Mixer), or .safetensors "
+        "without their wrapper",
+        metavar="FILE",
+    )
+    to: Literal["visionmlp", "official"] = option("format to write", "visionmlp")
+    ema: bool = option("take the moving average from the authors' file, not the weights", False)
+    img_size: tuple[int, ...] | None = option(
+        "side, or height and width, that the authors' file was made for; default: the model's own", None
+    )
+    force: bool = option("overwrite the output if it exists", False)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

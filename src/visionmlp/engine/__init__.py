@@ -5,7 +5,7 @@ from visionmlp.engine.evaluation import evaluate
 from visionmlp.engine.launch import launch, on_rank_zero
 from visionmlp.engine.loop import FitResult, fit
 from visionmlp.engine.run_folder import RunFolder
-from visionmlp.engine.task import EpochData, Task
+from visionmlp.engine.task import EpochData, Task, TrainingLoss
 
 __all__ = [
     "EpochData",
@@ -13,6 +13,7 @@ __all__ = [
     "RunFolder",
     "Task",
     "TrainingConfig",
+    "TrainingLoss",
     "evaluate",
     "fit",
     "launch",

@@ -127,6 +127,8 @@ class _Loop:
         self.step = 0
         self.interval: list[float] = []
         """Losses since the last row of train.csv."""
+        self.routing: list[dict[str, float]] = []
+        """What was said about routed experts since then."""
         self.interval_started = self.started = time.monotonic()
         self.stop_asked = False
         """Set by a signal, in this process."""
@@ -152,6 +154,7 @@ class _Loop:
             "optimizer": self.optimizer.state_dict(),
             "ema": None if self.ema is None else self.ema.module.state_dict(),
             "interval": self.interval,
+            "routing": self.routing,
         }
         on_rank_zero(self.fabric, lambda: self.checkpoints.save(self.step, self.plain, state))
 
@@ -163,7 +166,9 @@ class _Loop:
         if self.ema is not None:
             self.ema.module.load_state_dict(state["ema"])
         self.interval = state["interval"]
-        on_rank_zero(self.fabric, lambda: (self.run.train.cut(self.step), self.run.metrics.cut(self.step)))
+        self.routing = state.get("routing", [])  # of version 0.1.0
+        tables = (self.run.train, self.run.metrics, self.run.router)
+        on_rank_zero(self.fabric, lambda: [table.cut(self.step) for table in tables])
         self.report = self._report()
         if self.step:
             self.report.note(f"resumed at step {self.step} of {self.steps}")
@@ -201,16 +206,20 @@ class _Loop:
         self.schedule.step_update(self.step)
         self.optimizer.zero_grad()
         total = torch.zeros((), device=self.fabric.device)
+        routing: dict[str, Tensor] = {}
         for part, batch in enumerate(parts):
             _seed(self.config.seed, self.step, part, self.fabric.global_rank)
             with self.fabric.no_backward_sync(self.model, enabled=part < len(parts) - 1):
-                loss = self.task.training_loss(self.model, self.fabric.to_device(batch)) / len(parts)
-                self.fabric.backward(loss)
-            total += loss.detach()
-        loss, stop = self._mean(total, float(self.stop_asked))
+                loss = self.task.training_loss(self.model, self.fabric.to_device(batch))
+                value = loss.value / len(parts)
+                self.fabric.backward(value)
+            total += value.detach()
+            for name, number in loss.routing.items():
+                routing[name] = routing.get(name, 0.0) + number / len(parts)
+        mean, stop, *numbers = self._mean(total, float(self.stop_asked), *routing.values())
         self.stopping = stop > 0
-        if not math.isfinite(loss):
-            raise TrainingDiverged(f"loss is {loss} at step {self.step + 1}, {self._lr_text()}; {self._advice()}")
+        if not math.isfinite(mean):
+            raise TrainingDiverged(f"loss is {mean} at step {self.step + 1}, {self._lr_text()}; {self._advice()}")
         if self.config.clip_grad is not None:
             norm: Any = self.fabric.clip_gradients(
                 self.model, self.optimizer, max_norm=self.config.clip_grad, error_if_nonfinite=False
@@ -222,10 +231,12 @@ class _Loop:
         self.optimizer.step()
         if self.ema is not None:
             self.ema.update(self.plain, step=self.step + 1)
-        return loss
+        if routing:
+            self.routing.append(dict(zip(routing, numbers, strict=True)))
+        return mean
 
     def log(self, epoch: int, timed_from: int) -> None:
-        """A row of train.csv."""
+        """A row of train.csv, and of router.csv if the model has one."""
         now = time.monotonic()
         steps = self.step - timed_from
         row = {
@@ -233,8 +244,12 @@ class _Loop:
             "lr": self.optimizer.param_groups[0]["lr"],
             "images_per_second": round(steps * self.config.batch_size / max(now - self.interval_started, 1e-9), 1),
         }
-        self.interval, self.interval_started = [], now
+        names = self.routing[0] if self.routing else ()
+        routed = {name: sum(numbers[name] for numbers in self.routing) / len(self.routing) for name in names}
+        self.interval, self.routing, self.interval_started = [], [], now
         on_rank_zero(self.fabric, lambda: self.run.train.append({"step": self.step, "epoch": epoch + 1, **row}))
+        if routed:
+            on_rank_zero(self.fabric, lambda: self.run.router.append({"step": self.step, **routed}))
         self.report.logged(epoch=epoch + 1, **row)
 
     # ---- evaluation
@@ -307,8 +322,9 @@ class _Loop:
         interval = self.config.eval_every * self.steps_per_epoch
         return self.step > 0 and (self.step % interval == 0 or self.step == self.steps)
 
-    def _mean(self, loss: Tensor, stop: float) -> list[float]:
-        values = torch.stack([loss.float(), torch.tensor(stop, device=loss.device)])
+    def _mean(self, loss: Tensor, stop: float, *numbers: Tensor) -> list[float]:
+        """Over all processes."""
+        values = torch.stack([value.float() for value in (loss, torch.tensor(stop, device=loss.device), *numbers)])
         if self.fabric.world_size > 1:
             values = self.fabric.all_reduce(values, reduce_op="mean")
         return values.tolist()  # type: ignore[union-attr]

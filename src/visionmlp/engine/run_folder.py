@@ -108,6 +108,8 @@ class RunFolder:
         self.path = path
         self.train = Table(path / "train.csv")
         self.metrics = Table(path / "metrics.csv")
+        self.router = Table(path / "router.csv")
+        """Only of models with routed experts."""
         self.checkpoints = path / "checkpoints"
         self.model = path / "model.safetensors"
         self.confusion = path / "confusion.csv"

@@ -1,9 +1,20 @@
 """What the loop needs to be told."""
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 from torch import Tensor, nn
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingLoss:
+    """What a task says about one batch of training."""
+
+    value: Tensor
+    """Mean loss of the batch, a scalar."""
+    routing: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
+    """Scalars about routed experts, averaged over a log interval into ``router.csv``; none for other models."""
 
 
 class Task(Protocol):
@@ -15,8 +26,8 @@ class Task(Protocol):
     metric: str
     """Key of `metrics` that tells the best weights; higher is better."""
 
-    def training_loss(self, model: nn.Module, batch: Any) -> Tensor:
-        """Mean loss of a batch, a scalar."""
+    def training_loss(self, model: nn.Module, batch: Any) -> TrainingLoss:
+        """Loss of a batch, with what is logged beside it: the same names for every batch."""
         ...
 
     def evaluation_sums(self, model: nn.Module, batch: Any) -> dict[str, Tensor]:

@@ -40,3 +40,18 @@ class Block(nn.Module):
 def deployed_block(spatial: nn.Module, channel: nn.Module) -> nn.Sequential:
     """Deploy form of a block: two parts that add their own residual, under the same names."""
     return nn.Sequential(OrderedDict(spatial=spatial, channel=channel))
+
+
+class DeployedResidual(nn.Module):
+    """Residual part of a deploy form, ``x + mixer(norm(x))``, computed batch-first. Layout (B, H, W, C)."""
+
+    def __init__(self, norm: nn.Module, mixer: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+        self.mixer = mixer
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) to (B, H, W, C)."""
+        # embeddings give a view of another memory order, which every later sum would keep
+        x = x.contiguous()
+        return self.mixer(self.norm(x)).add_(x)

@@ -68,3 +68,25 @@ class DeployedChannelMLP(nn.Module):
         if post_scale is not None:
             weight, bias = affine_of_linear(weight, bias, post_scale)
         return DeployedChannelMLP(norm, fc1, mlp.act, linear(weight, bias, like), layout=layout)
+
+
+class DeployedMapMLP(nn.Module):
+    """`DeployedChannelMLP` computed batch-first, for blocks whose token mixing is. Layout (B, H, W, C)."""
+
+    def __init__(self, norm: nn.Module, fc1: nn.Linear, act: nn.GELU, fc2: nn.Linear) -> None:
+        super().__init__()
+        self.norm = norm
+        self.fc1 = fc1
+        self.act = InplaceGELU(act.approximate)
+        self.fc2 = fc2
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) to (B, H, W, C)."""
+        return self.fc2(self.act(self.fc1(self.norm(x)))).add_(x)
+
+    @staticmethod
+    def fold(mlp: ChannelMLP, *, norm: nn.Module, scale: Tensor, shift: Tensor) -> "DeployedMapMLP":
+        """Fold ``x + mlp(norm(x) * scale + shift)``; the vectors are (C,)."""
+        like = mlp.fc1.weight
+        fc1 = linear(*linear_of_affine(mlp.fc1.weight, mlp.fc1.bias, scale, shift), like)
+        return DeployedMapMLP(norm, fc1, mlp.act, linear(mlp.fc2.weight, mlp.fc2.bias, like))

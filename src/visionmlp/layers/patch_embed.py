@@ -1,5 +1,6 @@
 """Embeddings: convolutions that make a map coarser. One whose kernel is its stride is a matrix product on patches."""
 
+import torch
 from torch import Tensor, nn
 
 from visionmlp.layers.fusible import Fusible, linear, parameter
@@ -37,7 +38,7 @@ class ConvEmbed(Fusible):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) or (B, H, W, C) to (B, dim, H', W') or (B, H', W', dim)."""
-        x = self.act(self.norm(self.proj(to_channels_first(x, self.input_layout))))
+        x = self.act(self.norm(self.proj(_in_order(to_channels_first(x, self.input_layout), self.layout))))
         return x.permute(0, 2, 3, 1) if self.layout == "BHWC" else x
 
     def folded(self) -> tuple[Tensor, Tensor | None]:
@@ -79,7 +80,7 @@ class DeployedConvEmbed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) or (B, H, W, C) to (B, dim, H', W') or (B, H', W', dim)."""
-        x = self.act(self.proj(to_channels_first(x, self.input_layout)))
+        x = self.act(self.proj(_in_order(to_channels_first(x, self.input_layout), self.layout)))
         return x.permute(0, 2, 3, 1) if self.layout == "BHWC" else x
 
 
@@ -143,3 +144,8 @@ class PatchProduct(nn.Module):
         patches = x.permute(2, 3, 0, 1).reshape(rows, p, columns, p, batch, channels).permute(0, 2, 4, 1, 3, 5)
         embedded = self.act(self.proj(patches.reshape(rows, columns, batch, p * p * channels)))
         return from_positions_first(embedded, self.layout)
+
+
+def _in_order(x: Tensor, layout: Layout) -> Tensor:
+    """A (B, C, H, W) map in the memory order in which a convolution returns a contiguous map of ``layout``."""
+    return x.contiguous(memory_format=torch.channels_last) if layout == "BHWC" else x

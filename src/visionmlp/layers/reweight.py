@@ -22,8 +22,13 @@ class Reweight(nn.Module):
 
     def forward(self, *branches: Tensor) -> Tensor:
         """Maps (B, H, W, C), one for each branch, to their weighted sum (B, H, W, C)."""
-        weights = self.weights(total(*branches).mean((1, 2)))
-        return total(*(branch * weights[:, None, None, :, i] for i, branch in enumerate(branches)))
+        weights = self.weights(total(*(branch.mean((1, 2)) for branch in branches)))
+        # the sum reads each branch once; weights whose channels are not neighbours in memory would double its time
+        weights = weights.movedim(2, 0)[:, :, None, None].contiguous()
+        mixed = branches[0] * weights[0]
+        for branch, weight in zip(branches[1:], weights[1:], strict=True):
+            mixed.addcmul_(branch, weight)
+        return mixed
 
     def weights(self, pooled: Tensor) -> Tensor:
         """The mean of the summed branches (B, C) to weights (B, C, branches)."""

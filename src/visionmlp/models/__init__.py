@@ -1,5 +1,5 @@
 """Backbones: one file for each paper."""
 
-from visionmlp.models import mlpmixer, repmlpnet, resmlp
+from visionmlp.models import asmlp, cyclemlp, dynamixer, hiremlp, mlpmixer, repmlpnet, resmlp, sparsemlp_moe, vip
 
-__all__ = ["mlpmixer", "repmlpnet", "resmlp"]
+__all__ = ["asmlp", "cyclemlp", "dynamixer", "hiremlp", "mlpmixer", "repmlpnet", "resmlp", "sparsemlp_moe", "vip"]

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, cast
 
 import torch
-from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -223,7 +222,8 @@ class Backbone(nn.Module):
         """
         if output_fmt not in ("NCHW", "NHWC", "NLC"):
             raise InvalidConfig(f"output_fmt must be NCHW, NHWC or NLC, got {output_fmt!r}")
-        take, deepest = feature_take_indices(len(self.feature_points), indices)
+        take = self.take_levels(indices)
+        deepest = max(take)
         wanted = {self.feature_points[i] for i in take}
         self.check_input(x)
         x = self.stem(x)
@@ -248,17 +248,32 @@ class Backbone(nn.Module):
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
         """Drop what is not needed for these feature levels; returns their absolute indices."""
-        take, deepest = feature_take_indices(len(self.feature_points), indices)
-        last_stage, last_block = self.feature_points[deepest]
+        take = self.take_levels(indices)
+        last_stage, last_block = self.feature_points[max(take)]
         self.stages = self.stages[: last_stage + 1].train(self.training)
         *_, last = self._stages()
         last.blocks = last.blocks[: last_block + 1].train(self.training)
         self.feature_norms = self.feature_norms[: last_stage + 1].train(self.training)
-        self.feature_points = self.feature_points[: deepest + 1]
+        self.feature_points = self.feature_points[: max(take) + 1]
         if prune_norm:
             self.norm = nn.Identity()
         if prune_head:
             self._replace_classifier(0, "")
+        return take
+
+    def take_levels(self, indices: int | Sequence[int] | None) -> list[int]:
+        """Absolute indices of feature levels; the last n for an int, all for None, -1 is the last.
+
+        Raises:
+            InvalidConfig: for none, or one that does not exist.
+        """
+        count = len(self.feature_points)
+        if isinstance(indices, int):
+            take = list(range(count - indices, count))
+        else:
+            take = [index + count if index < 0 else index for index in (range(count) if indices is None else indices)]
+        if not take or not all(0 <= index < count for index in take):
+            raise InvalidConfig(f"{self.name} has feature levels 0 to {count - 1}, got {indices}")
         return take
 
     def _level_norm(self, stage: int, norm: bool) -> nn.Module:
@@ -411,6 +426,7 @@ class FusibleBackbone(Backbone, Fusible):
             feature_norms=list(self.feature_norms),
         )
         deployed.feature_points = list(self.feature_points)
+        deployed.feature_info = list(self.feature_info)
         deployed.last_norm_folds = affine
         # what timm attaches to a model it has built
         own = set(deployed.__dict__)

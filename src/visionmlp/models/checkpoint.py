@@ -14,8 +14,9 @@ from safetensors.torch import save_file
 from visionmlp.errors import CheckpointError, CheckpointMismatch, InvalidConfig, VisionMLPError
 from visionmlp.layers.fusible import is_training_form, reparameterize
 from visionmlp.models.backbone import Backbone
+from visionmlp.models.files import whole_file
 from visionmlp.models.official import load_official, load_strictly, resize_tokens
-from visionmlp.models.registry import create_model, is_model
+from visionmlp.models.registry import create_model, is_model, variant
 
 _METADATA_KEY = "visionmlp"
 
@@ -73,18 +74,8 @@ def save_checkpoint(
         "preprocessing": dict(preprocessing if preprocessing is not None else default_preprocessing(model)),
     }
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.touch()
-        mode = partial.stat().st_mode  # as the user's umask has it; safetensors would keep others out
+    with whole_file(path) as partial:
         save_file(tensors, partial, metadata={_METADATA_KEY: json.dumps(metadata)})
-        partial.chmod(mode)
-        with partial.open("rb") as written:
-            os.fsync(written.fileno())  # a rename may reach the disk before the data does
-        os.replace(partial, path)
-    except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
-        raise CheckpointError(f"cannot write {path}: {error}") from error
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> tuple[Backbone, CheckpointInfo]:
@@ -133,13 +124,18 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[Backbone, CheckpointI
 
 
 def load_model(
-    reference: str | os.PathLike[str], *, checkpoint: str | os.PathLike[str] | None = None, **fields: Any
+    reference: str | os.PathLike[str],
+    *,
+    checkpoint: str | os.PathLike[str] | None = None,
+    pretrained: bool = False,
+    **fields: Any,
 ) -> tuple[Backbone, CheckpointInfo]:
     """A model in evaluation mode from whatever names one.
 
     Args:
         reference: a model name, a run folder (its ``model.safetensors``) or a checkpoint of ours.
         checkpoint: weights for a model name: a checkpoint of ours or the authors' file.
+        pretrained: fetch the authors' weights for a model name, see `create_model`.
         **fields: configuration. With weights, ``num_classes`` resets the classifier and ``img_size`` resizes the token
             matrices; a checkpoint of ours takes other fields as long as its weights fit.
 
@@ -151,8 +147,9 @@ def load_model(
     path, name = Path(reference), str(reference)
     # a model's name means the model, whatever lies beside it; ./name means the path
     if not is_model(name) and (path.exists() or path.suffix or len(path.parts) > 1):
-        if checkpoint is not None:
-            raise InvalidConfig(f"{path} holds weights already; give checkpoint with a model name only")
+        if checkpoint is not None or pretrained:
+            word = "pretrained" if pretrained else "checkpoint"
+            raise InvalidConfig(f"{path} holds weights already; give {word} with a model name only")
         if path.is_dir():
             if not (path / "model.safetensors").is_file():
                 raise CheckpointError(
@@ -165,18 +162,21 @@ def load_model(
             )
         return _changed(*load_checkpoint(path), fields)
     if checkpoint is None:
-        model = create_model(name, **fields).eval()
-        return model, CheckpointInfo(model=name, form="training", preprocessing=default_preprocessing(model))
-    if _is_ours(Path(checkpoint)):
+        model = create_model(name, pretrained=pretrained, **fields).eval()
+        info = CheckpointInfo(model=model.name, form="training", preprocessing=default_preprocessing(model))
+        return model, dataclasses.replace(info, source=model.pretrained_cfg["url"]) if pretrained else info
+    if pretrained:
+        raise InvalidConfig(f"give {name} either checkpoint or pretrained, not both")
+    if is_ours(checkpoint):
         model, info = load_checkpoint(checkpoint)
-        if info.model != name:
+        if info.model != variant(name).name:
             raise CheckpointMismatch(f"{checkpoint} holds {info.model}, not {name}")
         return _changed(model, info, fields)
     model = load_official(
         create_model(name, **{key: value for key, value in fields.items() if key != "num_classes"}), checkpoint
     ).eval()
     info = CheckpointInfo(
-        model=name, form="training", preprocessing=default_preprocessing(model), source=str(checkpoint)
+        model=model.name, form="training", preprocessing=default_preprocessing(model), source=str(checkpoint)
     )
     return _changed(model, info, {key: value for key, value in fields.items() if key == "num_classes"})
 
@@ -198,7 +198,9 @@ def _changed(model: Backbone, info: CheckpointInfo, fields: Mapping[str, Any]) -
     return model, info
 
 
-def _is_ours(path: Path) -> bool:
+def is_ours(path: str | os.PathLike[str]) -> bool:
+    """Whether a file says that `save_checkpoint` wrote it."""
+    path = Path(path)
     if path.suffix != ".safetensors" or not path.is_file():
         return False
     try:

@@ -1,7 +1,7 @@
 """MLP-Mixer: an all-MLP architecture for vision (Tolstikhin et al., arXiv 2105.01601).
 
-Eq. 1, token mixing: `layers.token_mixing.TokenMLP`; channel mixing: `layers.channel_mlp.ChannelMLP`. Where the paper is
-silent, follows the authors' Flax code: GELU by tanh, LayerNorm eps 1e-6, biases everywhere, LayerNorm before pooling.
+Eq. 1: `layers.mixer_block.MixerBlock`. Where the paper is silent, follows the authors' Flax code: GELU by tanh,
+LayerNorm eps 1e-6, biases everywhere, LayerNorm before pooling.
 Stochastic depth grows linearly with depth, as in the authors' second code base (big_vision).
 
 Layout (B, H, W, C).
@@ -9,17 +9,12 @@ Layout (B, H, W, C).
 
 import dataclasses
 
-from timm.layers import DropPath
 from torch import nn
 
 from visionmlp.heads.pooled import ClassifierHead
-from visionmlp.layers.affine import split_affine
-from visionmlp.layers.block import Block, deployed_block
-from visionmlp.layers.channel_mlp import ChannelMLP, DeployedChannelMLP
-from visionmlp.layers.fusible import Fusible
 from visionmlp.layers.locality import check_kernel_sizes
+from visionmlp.layers.mixer_block import MixerBlock, lecun_normal_
 from visionmlp.layers.patch_embed import PatchEmbed
-from visionmlp.layers.token_mixing import DeployedTokenMLP, TokenMLP
 from visionmlp.models.backbone import BackboneConfig, FusibleBackbone, Stage, drop_path_rates
 from visionmlp.models.official_layout import SAME, TRANSPOSED, OfficialEntry, View
 from visionmlp.models.registry import Published, Variant, register_family
@@ -56,48 +51,31 @@ class MLPMixerConfig(BackboneConfig):
         return self.img_size[0] // self.patch_size, self.img_size[1] // self.patch_size
 
 
-class MixerBlock(Block, Fusible):
-    """Token mixing and channel mixing, each behind a LayerNorm (Eq. 1)."""
-
-    def __init__(self, config: MLPMixerConfig, drop_path_rate: float) -> None:
-        act = nn.GELU(approximate="tanh")
-        super().__init__(
-            norm1=nn.LayerNorm(config.dim, eps=1e-6),
-            spatial=TokenMLP(config.grid, config.token_dim, act=act, kernel_sizes=config.kernel_sizes),
-            scale1=nn.Identity(),
-            norm2=nn.LayerNorm(config.dim, eps=1e-6),
-            channel=ChannelMLP(config.dim, config.channel_dim, act=act, drop_rate=config.proj_drop_rate),
-            scale2=nn.Identity(),
-            drop_path=DropPath(drop_path_rate),
-        )
-
-    def fused(self) -> nn.Module:
-        """Both LayerNorms stay; the second's affine moves into ``fc1``, the first's cannot pass shared matrices."""
-        assert isinstance(self.spatial, TokenMLP)
-        assert isinstance(self.channel, ChannelMLP)
-        statistics, scale, shift = split_affine(self.norm2)
-        return deployed_block(
-            DeployedTokenMLP.fold(self.spatial, norm=self.norm1, scale=nn.Identity()),
-            DeployedChannelMLP.fold(
-                self.channel, norm=statistics, scale=scale, shift=shift, post_scale=None, layout="BHWC"
-            ),
-        )
-
-
 class MLPMixer(FusibleBackbone):
     """Patch embedding, one stage of `MixerBlock`s, LayerNorm, average, classifier."""
 
     config: MLPMixerConfig
 
     def __init__(self, name: str, config: MLPMixerConfig) -> None:
-        rates = drop_path_rates(config.drop_path_rate, [config.depth])[0]
         stem = PatchEmbed(config.in_chans, config.dim, config.patch_size, layout="BHWC")
+        blocks = [
+            MixerBlock(
+                config.grid,
+                config.dim,
+                token_dim=config.token_dim,
+                channel_dim=config.channel_dim,
+                kernel_sizes=config.kernel_sizes,
+                drop_rate=config.proj_drop_rate,
+                drop_path_rate=rate,
+            )
+            for rate in drop_path_rates(config.drop_path_rate, [config.depth])[0]
+        ]
         super().__init__(
             name=name,
             config=config,
             layout="BHWC",
             stem=stem,
-            stages=[Stage([MixerBlock(config, rate) for rate in rates])],
+            stages=[Stage(blocks)],
             dims=[config.dim],
             strides=[config.patch_size],
             norm=nn.LayerNorm(config.dim, eps=1e-6),
@@ -106,7 +84,9 @@ class MLPMixer(FusibleBackbone):
         self.head.pool = self.build_pool(config.global_pool)
         linear_layers = [module for module in self.modules() if isinstance(module, nn.Linear)]
         for layer in (stem.proj, *linear_layers):
-            _initialise_like_flax(layer)
+            lecun_normal_(layer.weight, layer.weight[0].numel())
+            assert layer.bias is not None
+            nn.init.zeros_(layer.bias)
         if isinstance(self.head.fc, nn.Linear):
             self.init_classifier(self.head.fc)
 
@@ -143,14 +123,6 @@ _OFFICIAL_NAMES = {
     "head.fc": "head",
 }
 _FLAX_CONV = View(lambda theirs: theirs.permute(3, 2, 0, 1), lambda ours: ours.permute(2, 3, 1, 0))
-
-
-def _initialise_like_flax(layer: nn.Linear | nn.Conv2d) -> None:
-    """LeCun normal, truncated at two standard deviations and widened to keep the variance; zero bias."""
-    std = layer.weight[0].numel() ** -0.5 / 0.87962566103423978
-    nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std)
-    assert layer.bias is not None
-    nn.init.zeros_(layer.bias)
 
 
 def _variant(

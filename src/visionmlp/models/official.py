@@ -1,24 +1,51 @@
-"""Reading the authors' checkpoints: their files, wrappers and names, loaded strictly."""
+"""Reading and writing the authors' checkpoints: their files, wrappers and names; loading is strict."""
 
+import contextlib
 import os
 import pickle
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from visionmlp.errors import CheckpointError, CheckpointMismatch
 from visionmlp.layers.grid_mixer import GridMixer
 from visionmlp.models.backbone import Backbone, FusibleBackbone, size_text
+from visionmlp.models.files import whole_file
+from visionmlp.models.weights import OFFICIAL_FILES, OfficialFile, family_prefix
 
-WRAPPERS = ("model", "state_dict", "model_ema")
+EMA_WRAPPERS = ("model_ema", "state_dict_ema")
+"""Keys of the moving average of the weights: DeiT's and timm's."""
+WRAPPERS = ("model", "state_dict", *EMA_WRAPPERS)
 _LISTED = 6
 
 BackboneT = TypeVar("BackboneT", bound=Backbone)
+
+
+class Leftover:
+    """Stands in for an object that lies in a checkpoint beside the weights; takes its contents and keeps nothing."""
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def __setstate__(self, _: Any) -> None:
+        pass
+
+
+# What training scripts leave beside the weights. None of these classes is imported, and nothing of theirs is called.
+_LEFTOVERS: list[Any] = [
+    (Leftover, "argparse.Namespace"),
+    (Leftover, "numpy.dtype"),
+    (Leftover, "numpy.core.multiarray.scalar"),
+    (Leftover, "numpy._core.multiarray.scalar"),
+    # a mapping with attributes; items are only set in types that PyTorch knows
+    (OrderedDict, "yacs.config.CfgNode"),
+]
 
 
 def load_official(
@@ -26,36 +53,143 @@ def load_official(
     source: str | os.PathLike[str] | Mapping[str, Any],
     *,
     img_size: int | tuple[int, int] | None = None,
+    ema: bool = False,
 ) -> BackboneT:
     """Load weights in the authors' format into a training form, in place, strictly.
 
-    Token matrices of another image size are resized by 4-D interpolation.
+    Token matrices of another image size are resized by 4-D interpolation. A model with ``feature_norms`` also takes a
+    classifier's weights, and keeps its own norms.
 
     Args:
         model: from `create_model`, with the checkpoint's number of classes; ``reset_classifier`` comes afterwards.
         source: a ``.pth``, ``.npz`` or ``.safetensors`` file, or a mapping of the authors' names to tensors or arrays.
-            Wrappers (``model``, ``state_dict``, ``model_ema``) and ``module.`` prefixes are taken off.
+            Wrappers (``model``, ``state_dict``, ``model_ema``) and ``module.`` prefixes are taken off; what training
+            scripts leave beside them (optimisers, arguments, configurations) is passed over.
         img_size: height and width that the source was made for, if its maps are not square.
+        ema: take the moving average of the weights, which lies beside the weights.
 
     Returns:
         The model.
 
     Raises:
-        CheckpointError: for a file that is missing, truncated, of unknown layout or would run code.
+        CheckpointError: for a file that is missing, truncated, of unknown layout, without the moving average that was
+            asked for, or that would run code.
         CheckpointMismatch: listing every missing, unexpected and misshapen key; the model is unchanged.
     """
     if not isinstance(model, FusibleBackbone):
         raise CheckpointError(f"{model.name} is a deploy form; load into the training form, then reparameterize it")
     label = "the mapping" if isinstance(source, Mapping) else str(source)
-    official = _unwrap(source if isinstance(source, Mapping) else _read(Path(source)), label)
     if isinstance(img_size, int):
         img_size = (img_size, img_size)
-    try:
-        state = resize_tokens(model, model.from_official(official), img_size)
-    except (RuntimeError, IndexError) as error:  # a tensor of a rank that its name does not have
-        raise CheckpointMismatch(f"{label} does not fit {model.name}: {' '.join(str(error).split())}") from error
+    state = from_official(model, read_official(source, ema=ema), label)
+    with mismatch_of(model, label):
+        state = resize_tokens(model, state, img_size)
     load_strictly(model, state, label)
     return model
+
+
+def save_official(path: str | os.PathLike[str], model: Backbone) -> None:
+    """Write a training form's weights as the authors' code reads them; `load_official` gives them back bit by bit.
+
+    A feature extractor with ``feature_norms`` and without classifier is written as the authors' dense-prediction
+    backbone, which has no final norm.
+
+    Args:
+        path: the family's own format (``.npz`` for MLP-Mixer, else ``.pth`` with the wrapper that its loader expects),
+            or ``.safetensors`` without wrapper.
+        model: training form.
+
+    Raises:
+        CheckpointError: for a deploy form, a family without authors' code, another suffix, a precision that the format
+            does not hold, or if the file cannot be written.
+    """
+    path = Path(path)
+    layout = official_file(model, path)
+    assert isinstance(model, FusibleBackbone)
+    own = {name: value.detach().cpu() for name, value in model.state_dict().items()}
+    if model.feature_norms and model.num_classes == 0:
+        own = {name: value for name, value in own.items() if not name.startswith("norm.")}
+    state = model.to_official(own)
+    with whole_file(path) as partial:
+        if path.suffix == ".safetensors":
+            save_file(state, partial)
+            return
+        with partial.open("wb") as file:
+            if layout.suffix == ".npz":
+                np.savez(file, **{name: value.numpy() for name, value in state.items()})  # type: ignore[arg-type]
+            else:
+                torch.save({layout.wrapper: state} if layout.wrapper else state, file)
+
+
+def official_file(model: Backbone, path: Path) -> OfficialFile:
+    """How the authors' loader wants a model's weights, if they can be written to this path.
+
+    Raises:
+        CheckpointError: see `save_official`.
+    """
+    if not isinstance(model, FusibleBackbone):
+        raise CheckpointError(f"{model.name} is a deploy form; the authors' files hold training forms only")
+    layout = OFFICIAL_FILES.get(family_prefix(model.name))
+    if layout is None:
+        raise CheckpointError(f"there is no authors' code for {model.name}, so no format to write")
+    if path.suffix not in (layout.suffix, ".safetensors"):
+        raise CheckpointError(f"{path}: weights of {model.name} go into a {layout.suffix} or .safetensors file")
+    bfloat16 = any(value.dtype == torch.bfloat16 for value in model.state_dict().values())
+    if path.suffix == ".npz" and bfloat16:
+        raise CheckpointError(f"{path}: NumPy has no bfloat16; write .safetensors, or call model.float() first")
+    return layout
+
+
+def read_official(source: str | os.PathLike[str] | Mapping[str, Any], *, ema: bool = False) -> dict[str, Tensor]:
+    """The state dict of a file or mapping, with the authors' names, out of its wrappers.
+
+    Args:
+        source: see `load_official`.
+        ema: take the moving average.
+
+    Raises:
+        CheckpointError: see `load_official`.
+    """
+    if isinstance(source, Mapping):
+        return _unwrap(source, "the mapping", ema=ema)
+    return _unwrap(_read(Path(source)), str(source), ema=ema)
+
+
+def from_official(model: FusibleBackbone, official: Mapping[str, Tensor], label: str) -> dict[str, Tensor]:
+    """A state dict with our names, without the constants that the authors' files hold beside what is learned.
+
+    Args:
+        model: whose names and constants count.
+        official: the authors' names.
+        label: what a message calls the source.
+
+    Raises:
+        CheckpointMismatch: if a tensor cannot have the shape that its name needs, or a constant has another value.
+    """
+    constants = {name: value for name, value in model.official_constants().items() if name in official}
+    wrong = sorted(name for name, value in constants.items() if not _equal(official[name], value))
+    if wrong:
+        raise CheckpointMismatch(
+            f"{label} does not fit {model.name}, which computes with another {wrong[0]}; "
+            "build the model with the options that the checkpoint was trained with",
+            unexpected=wrong,
+        )
+    learned = {name: value for name, value in official.items() if name not in constants}
+    with mismatch_of(model, label):
+        return model.from_official(learned)
+
+
+@contextlib.contextmanager
+def mismatch_of(model: Backbone, label: str) -> Iterator[None]:
+    """Turn what PyTorch says of a tensor with a rank that its name does not have into a CheckpointMismatch."""
+    try:
+        yield
+    except (RuntimeError, IndexError) as error:
+        raise CheckpointMismatch(f"{label} does not fit {model.name}: {' '.join(str(error).split())}") from error
+
+
+def _equal(value: Tensor, expected: Tensor) -> bool:
+    return value.shape == expected.shape and torch.equal(value.to(expected), expected)
 
 
 def load_strictly(model: Backbone, state: Mapping[str, Tensor], label: str, *, assign: bool = False) -> None:
@@ -116,7 +250,8 @@ def _read(path: Path) -> Mapping[str, Any]:
                 return {name: archive[name] for name in archive.files}
         if path.suffix == ".safetensors":
             return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_LEFTOVERS):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "GLOBAL" in str(error):
             raise CheckpointError(
@@ -131,7 +266,13 @@ def _read(path: Path) -> Mapping[str, Any]:
     return content
 
 
-def _unwrap(content: Mapping[str, Any], label: str) -> dict[str, Tensor]:
+def _unwrap(content: Mapping[str, Any], label: str, *, ema: bool) -> dict[str, Tensor]:
+    if ema:
+        content = next((content[key] for key in EMA_WRAPPERS if isinstance(content.get(key), Mapping)), {})
+        if not content:
+            raise CheckpointError(
+                f"{label} holds no moving average of the weights ({', '.join(EMA_WRAPPERS)}); read it without ema"
+            )
     while wrapper := next((key for key in WRAPPERS if isinstance(content.get(key), Mapping)), None):
         content = content[wrapper]
     numbers = "fiu"  # kinds of arrays that tensors can hold

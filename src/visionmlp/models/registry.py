@@ -3,15 +3,18 @@
 import dataclasses
 import difflib
 import sys
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import timm
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, split_model_name_tag
 
 from visionmlp.errors import InvalidConfig, UnknownModel
 from visionmlp.models.backbone import Backbone, BackboneConfig
+from visionmlp.models.pretrained import check_tag, is_hub_model, load_pretrained, resolve
+from visionmlp.models.weights import WEIGHTS, PublishedWeights
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,6 +69,7 @@ def register_family(
     preprocessing: dict[str, Any],
     *,
     fixed_input_size: bool = True,
+    preprocessing_of: Mapping[str, dict[str, Any]] = MappingProxyType({}),
 ) -> None:
     """Register a family's variants here and with timm.
 
@@ -76,18 +80,23 @@ def register_family(
         variants: the table.
         preprocessing: ``mean``, ``std``, ``interpolation`` and ``crop_pct`` of the published weights.
         fixed_input_size: whether models take only the size that they are built for.
+        preprocessing_of: what is different for a variant, by its name.
     """
-    cfgs = {
-        variant.name: {
+    cfgs = {}
+    for variant in variants:
+        cfg = {
             "input_size": (variant.config.in_chans, *variant.img_size),
             "num_classes": variant.config.num_classes,
             "fixed_input_size": fixed_input_size,
             "first_conv": "stem.proj",
             "classifier": "head.fc",
             **preprocessing,
+            **preprocessing_of.get(variant.name, {}),
         }
-        for variant in variants
-    }
+        if variant.name in WEIGHTS:
+            cfgs |= {f"{variant.name}.{weights.tag}": cfg | weights.timm_fields() for weights in WEIGHTS[variant.name]}
+        else:
+            cfgs[variant.name] = cfg
     sys.modules[module].default_cfgs = generate_default_cfgs(cfgs)  # type: ignore[attr-defined]
     for variant in variants:
         variant = dataclasses.replace(variant, family=family)
@@ -96,12 +105,30 @@ def register_family(
 
 
 def _entry_point(module: str, variant: Variant, build: BackboneFamily) -> Callable[..., Any]:
-    def entry_point(pretrained: bool = False, **fields: Any) -> Any:
+    def entry_point(
+        pretrained: bool = False,
+        pretrained_cfg: Any = None,
+        pretrained_cfg_overlay: dict[str, Any] | None = None,
+        cache_dir: str | Path | None = None,
+        **fields: Any,
+    ) -> Any:
+        cfg = resolve(variant.name, pretrained_cfg, pretrained_cfg_overlay)
+        by_timm = pretrained and is_hub_model(cfg)
+
+        def build_loaded(**config: Any) -> Backbone:
+            model = _build(variant, build, **config)
+            if pretrained and not by_timm:
+                load_pretrained(model, cfg, family=variant.family, cache_dir=cache_dir)
+            return model
+
         return build_model_with_cfg(
-            partial(_build, variant, build),
+            build_loaded,
             variant.name,
-            pretrained,
-            feature_cfg={"out_indices": _default_levels(variant.config), "feature_cls": "getter"},
+            by_timm,
+            # a model need not carry a copy of its weights
+            pretrained_cfg=dataclasses.replace(cfg, state_dict=None),  # type: ignore[arg-type]
+            cache_dir=cache_dir,
+            feature_cfg={"out_indices": default_levels(variant.config), "feature_cls": "getter"},
             **fields,
         )
 
@@ -111,7 +138,7 @@ def _entry_point(module: str, variant: Variant, build: BackboneFamily) -> Callab
     return entry_point
 
 
-def _default_levels(config: BackboneConfig) -> tuple[int, ...]:
+def default_levels(config: BackboneConfig) -> tuple[int, ...]:
     """Feature levels of ``features_only``: the stages, or four evenly spaced blocks of a single stage."""
     depths = getattr(config, "blocks", None)
     if isinstance(depths, tuple):
@@ -155,16 +182,29 @@ def list_models(family: str | None = None, *, test: bool = False) -> list[str]:
 
 
 def is_model(name: str) -> bool:
-    """Whether a model has this name."""
-    return name in _VARIANTS
+    """Whether a model, or one with weights (``resmlp_s24.dist``), has this name."""
+    name, tag = split_model_name_tag(name)
+    return name in _VARIANTS and (not tag or tag in {weights.tag for weights in WEIGHTS.get(name, ())})
 
 
-def variant(name: str) -> Variant:
-    """The table entry of a model.
+def published_weights(name: str) -> tuple[PublishedWeights, ...]:
+    """What the authors published of a variant; the first is what ``pretrained=True`` takes.
 
     Raises:
         UnknownModel: with the nearest names.
     """
+    return WEIGHTS.get(variant(name).name, ())
+
+
+def variant(name: str) -> Variant:
+    """The table entry of a model; a tag behind its name (``resmlp_s24.dist``) does not matter.
+
+    Raises:
+        UnknownModel: with the nearest names.
+    """
+    name, tag = split_model_name_tag(name)
+    if name in _VARIANTS and tag:
+        check_tag(name, tag)
     if name not in _VARIANTS:
         near = difflib.get_close_matches(name, list_models(), n=3, cutoff=0.4)
         hint = f"did you mean {', '.join(near)}?" if near else "see visionmlp.list_models()"
@@ -177,23 +217,29 @@ def create_model(
     *,
     num_classes: int | None = None,
     img_size: int | tuple[int, int] | None = None,
+    pretrained: bool = False,
     **fields: Any,
 ) -> Backbone:
-    """Build a model with fresh weights, initialised as its authors do.
+    """Build a model with fresh weights, initialised as its authors do, or with their published weights.
 
     Args:
-        name: one of `list_models`.
+        name: one of `list_models`; with a tag of `published_weights` behind a dot, those weights are meant.
         num_classes: outputs of the classifier; 0 leaves it out, ``None`` is the published number (mostly 1000).
+            With published weights another number leaves the classifier fresh.
         img_size: side or (height, width) in pixels; ``None`` is the native size.
+        pretrained: fetch the authors' weights over the network, or take them from PyTorch's cache.
         **fields: fields of the family's config, and timm's ``features_only`` and ``out_indices``.
 
     Raises:
         UnknownModel: with the nearest names.
         InvalidConfig: for a field that does not exist or breaks a rule.
         InvalidImageSize: naming sizes that work.
+        CheckpointError: if there are no weights to fetch, or they cannot be used; says why and what to do.
     """
     variant(name)
-    return timm.create_model(name, num_classes=num_classes, img_size=img_size, **fields)  # type: ignore[return-value]
+    return timm.create_model(  # type: ignore[return-value]
+        name, pretrained=pretrained, num_classes=num_classes, img_size=img_size, **fields
+    )
 
 
 def _plain(text: str) -> str:

@@ -38,3 +38,13 @@ def resize_token_outputs(weight: Tensor, old: Grid, new: Grid) -> Tensor:
 def resize_token_matrix(weight: Tensor, old: Grid, new: Grid) -> Tensor:
     """Resize both sides of (..., N, N) weights: 4-D interpolation over (y_out, x_out, y_in, x_in)."""
     return resize_token_outputs(resize_token_inputs(weight, old, new), old, new)
+
+
+def resize_axis(x: Tensor, dim: int, length: int, *, summed: bool = False) -> Tensor:
+    """Interpolate one dimension, along which tokens stand in a row or column, to ``length``; bicubic.
+
+    With ``summed`` the layer adds up over these tokens: values are scaled so that its sums keep their size.
+    """
+    old = x.shape[dim]
+    resize = resize_token_inputs if summed else resize_grid
+    return resize(x.movedim(dim, -1), (1, old), (1, length)).movedim(-1, dim).contiguous()

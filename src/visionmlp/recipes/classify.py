@@ -178,11 +178,17 @@ def build_model(config: ClassifyConfig, num_classes: int) -> Backbone:
         torch.manual_seed(config.seed)
         # as in load_model: a model's name means the model, whatever lies beside it
         if not is_model(config.model) and Path(config.model).exists():
-            model, _ = load_model(config.model, checkpoint=config.checkpoint, **fields)
+            model, _ = load_model(config.model, checkpoint=config.checkpoint, pretrained=config.pretrained, **fields)
             if model.num_classes != num_classes:
                 model.reset_classifier(num_classes)
         else:
-            model, _ = load_model(config.model, checkpoint=config.checkpoint, num_classes=num_classes, **fields)
+            model, _ = load_model(
+                config.model,
+                checkpoint=config.checkpoint,
+                pretrained=config.pretrained,
+                num_classes=num_classes,
+                **fields,
+            )
     if not is_training_form(model):
         raise InvalidConfig(f"{config.model} is a deploy form, which cannot be trained; give its training checkpoint")
     if config.head_bias is not None:

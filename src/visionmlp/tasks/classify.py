@@ -4,11 +4,14 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Literal
 
+import torch
 from timm.data import Mixup
 from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import Tensor, nn
 
 from visionmlp.data.batches import Batch
+from visionmlp.engine.task import TrainingLoss
+from visionmlp.layers.auxiliary import collect_auxiliary
 from visionmlp.metrics import classification_metrics, classification_sums
 
 
@@ -73,12 +76,22 @@ class Classification:
         else:
             self.loss = LabelSmoothingCrossEntropy(label_smoothing)
 
-    def training_loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Mean loss over a batch, mixed by draws from NumPy's global generator."""
+    def training_loss(self, model: nn.Module, batch: Batch) -> TrainingLoss:
+        """Mean loss over a batch, mixed by draws from NumPy's global generator, plus what parts of the model add.
+
+        A model with routed experts adds their balance; `TrainingLoss.routing` has it as ``balance`` too.
+        """
         images, targets = batch.images, batch.labels
         if self.mix is not None:
             images, targets = self.mix(images.clone(), targets)  # in place otherwise
-        return self.loss(model(images), targets)
+        with collect_auxiliary(model) as collected:
+            logits = model(images)
+        value = self.loss(logits, targets)
+        if not collected:
+            return TrainingLoss(value=value)
+        balance = torch.stack([part.loss for part in collected]).sum()
+        routing = {name: number for part in collected for name, number in part.statistics.items()}
+        return TrainingLoss(value=value + balance, routing={"balance": balance.detach(), **routing})
 
     def evaluation_sums(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """See `visionmlp.metrics.classification_sums`."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from visionmlp.errors import DataError
 from visionmlp.models.backbone import Backbone, BackboneConfig, Stage
-from visionmlp.models.registry import create_model, list_models, variant
+from visionmlp.models.registry import create_model, list_models, published_weights, variant
 from visionmlp.ops.layout import to_channels_first
 from visionmlp.tools.catalog import catalog
 from visionmlp.tools.plots import influence_maps
@@ -48,7 +48,11 @@ def page_parts(prefix: str) -> dict[str, str]:
     Args:
         prefix: what its models' names begin with, such as ``"cyclemlp"``.
     """
-    return {"variants": variants_table(prefix), "options": options_table(prefix)}
+    return {
+        "variants": variants_table(prefix),
+        "weights": weights_table(prefix),
+        "options": options_table(prefix),
+    }
 
 
 def variants_table(prefix: str) -> str:
@@ -70,6 +74,17 @@ def variants_table(prefix: str) -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def weights_table(prefix: str) -> str:
+    """Markdown: the weights that the authors published, their accuracy and licence as they state them."""
+    lines = ["| weights | top-1 | licence | where | |", "|---|---|---|---|---|"]
+    for name in list_models(prefix):
+        for weights in published_weights(name):
+            where = f"`{weights.url}`" if weights.url else f"by hand, from the links on `{weights.page}`"
+            top1 = "" if weights.top1 is None else f"{weights.top1:g} %"
+            lines.append(f"| `{name}.{weights.tag}` | {top1} | {weights.licence} | {where} | {weights.note} |")
+    return "\n".join(lines) if len(lines) > 2 else "None were published."
 
 
 def options_table(prefix: str) -> str:

@@ -1,4 +1,4 @@
-"""Figures: learning curves, confusion matrix, rows of token-mixing matrices. The only file that imports matplotlib.
+"""Figures: learning curves, routers, confusion matrix, matrix rows, influence. The only file that imports matplotlib.
 
 Figures are drawn without pyplot, so no display and no global state is needed. Colours are told apart without colour
 vision: Okabe and Ito's blue and vermilion for lines, one hue by lightness for counts, blue-white-red for signs.
@@ -75,6 +75,72 @@ def learning_curves(training: Rows, evaluation: Rows, path: Path) -> Path:
         rate.set(title="Learning rate", xlabel="step", ylim=(0, None))
         rate.yaxis.set_major_formatter("{x:g}")
         return _save(figure, path)
+
+
+def router_curves(rows: Rows, path: Path) -> Path:
+    """How routers of experts chose while training: load of each expert, overflow, entropy, balance loss.
+
+    Args:
+        rows: rows of ``router.csv``: ``step``, ``balance``, and for each router, named ``block.kind``, the columns
+            ``load0`` and so on (shares of the choices), ``overflow`` (share) and ``entropy`` (1 is undecided).
+        path: PNG file to write.
+
+    Raises:
+        MissingExtra: if matplotlib is not installed.
+        RunFolderError: if the file cannot be written.
+    """
+    routers = [name.removesuffix(".overflow") for name in rows[0] if name.endswith(".overflow")]
+    columns = min(4, len(routers))
+    lines = -(-len(routers) // columns)
+    with _style():
+        figure = _figure(9.6, 2.1 * lines + 2.5)
+        cells = figure.add_gridspec(lines + 1, 12, height_ratios=[*[1] * lines, 1.15])
+        span = 12 // columns
+        looks = _router_looks(routers)
+        for index, router in enumerate(routers):
+            line, column = divmod(index, columns)
+            axes = figure.add_subplot(cells[line, column * span : (column + 1) * span])
+            _loads(axes, rows, router, colour=looks[router]["color"])
+            if column == 0:
+                axes.set_ylabel("load (% of choices)")
+        overflow, entropy, balance = (figure.add_subplot(cells[lines, i : i + 4]) for i in (0, 4, 8))
+        for router, look in looks.items():
+            overflow.plot(*_line(rows, f"{router}.overflow", factor=100), **look)
+            entropy.plot(*_line(rows, f"{router}.entropy"), **look)
+        overflow.set(title="Choices without a place (%)", xlabel="step", ylim=(0, None))
+        entropy.set(title="Entropy of the gates (1: undecided)", xlabel="step", ylim=(0, 1.03))
+        entropy.legend(fontsize=7, ncols=2 if len(routers) > 4 else 1)
+        balance.plot(*_line(rows, "balance"), color=GREY)
+        balance.set(title="Balance loss, as added", xlabel="step", ylim=(0, None))
+        balance.ticklabel_format(axis="y", scilimits=(-2, 4))
+        return _save(figure, path)
+
+
+def _router_looks(routers: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """A colour for each kind of router, a line style for each block."""
+    blocks = list(dict.fromkeys(router.rpartition(".")[0] for router in routers))
+    kinds = list(dict.fromkeys(router.rpartition(".")[2] for router in routers))
+    return {
+        router: {
+            "color": (BLUE, VERMILION)[kinds.index(router.rpartition(".")[2]) % 2],
+            "linestyle": ("-", "--", ":", "-.")[blocks.index(router.rpartition(".")[0]) % 4],
+            "linewidth": 1.3,
+            "label": router,
+        }
+        for router in routers
+    }
+
+
+def _loads(axes: "Axes", rows: Rows, router: str, *, colour: str) -> None:
+    loads = [_line(rows, name, factor=100) for name in rows[0] if name.startswith(f"{router}.load")]
+    even = 100 / len(loads)
+    for steps, shares in loads:  # experts are alike, and so are their lines
+        axes.plot(steps, shares, color=colour, linewidth=0.9, alpha=0.65)
+    axes.axhline(even, color="black", linestyle=":", linewidth=1.2)
+    largest = max(2 * even, *(share for _, shares in loads for share in shares))
+    axes.set(title=router, ylim=(0, min(100, 1.05 * largest)))
+    text = f"{len(loads)} experts; dotted: even"
+    axes.text(0.98, 0.97, text, ha="right", va="top", fontsize=7, color=GREY, transform=axes.transAxes)
 
 
 def confusion_matrix(confusion: Tensor, class_names: Sequence[str], path: Path) -> Path:
@@ -212,8 +278,8 @@ def _frame(row: int, column: int) -> Any:
     return patches.Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="black", linewidth=1.0)
 
 
-def _line(rows: Rows, name: str) -> tuple[list[float], list[float]]:
-    chosen = [(row["step"], row[name]) for row in rows if name in row]
+def _line(rows: Rows, name: str, *, factor: float = 1.0) -> tuple[list[float], list[float]]:
+    chosen = [(row["step"], factor * row[name]) for row in rows if name in row]
     return [step for step, _ in chosen], [value for _, value in chosen]
 
 

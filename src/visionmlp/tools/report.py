@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from visionmlp.engine.run_folder import RunFolder, write_beside
-from visionmlp.tools.plots import confusion_matrix, learning_curves
+from visionmlp.tools.plots import confusion_matrix, learning_curves, router_curves
 
 _SHOWN_EVALUATIONS = 200
 
@@ -55,7 +55,9 @@ def read_confusion(path: Path) -> tuple[Tensor, list[str]]:
 
 
 def write_report(folder: Path) -> Path:
-    """Write ``curves.png``, ``confusion.png`` and ``report.html`` into a run folder, from what lies in it.
+    """Write the figures and ``report.html`` into a run folder, from what lies in it.
+
+    Figures are ``curves.png``, ``confusion.png`` and, of a model with routed experts, ``router.png``.
 
     Args:
         folder: run folder with tables, confusion matrix, configuration and environment.
@@ -84,9 +86,11 @@ def write_report(folder: Path) -> Path:
         ("Environment", "".join(_pairs(session) for session in sessions)),
         ("How to reproduce", _reproduction(sessions)),
     ]
+    if routing := run.router.rows():
+        sections.insert(1, ("Routers", _image(router_curves(routing, folder / "router.png"))))
     if run.bad_images.exists():
         text = run.bad_images.read_text(encoding="utf-8", errors="replace")  # of file names that are not UTF-8
-        sections.insert(3, ("Images left out", f"<pre>{html.escape(text)}</pre>"))
+        sections.insert(-3, ("Images left out", f"<pre>{html.escape(text)}</pre>"))
     page = _PAGE.format(
         title=html.escape(f"{config['model']} on {config['data']}"),
         numbers="".join(f"<div>{name}<b>{value}</b></div>" for name, value in numbers.items()),
