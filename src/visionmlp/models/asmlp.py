@@ -18,7 +18,6 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from visionmlp.heads.pooled import ClassifierHead
 from visionmlp.layers.affine import split_affine
 from visionmlp.layers.block import Block, deployed_block
 from visionmlp.layers.channel_mlp import ChannelMLP, DeployedMapMLP, InplaceGELU
@@ -26,7 +25,7 @@ from visionmlp.layers.fusible import Fusible, linear
 from visionmlp.layers.norms import MapGroupNorm
 from visionmlp.models.backbone import BackboneConfig, FusibleBackbone, Stage, drop_path_rates
 from visionmlp.models.official_layout import CONV1X1, SAME, OfficialEntry
-from visionmlp.models.registry import Published, Variant, register_family
+from visionmlp.models.registry import IMAGENET, Published, Variant, register_family
 from visionmlp.ops.fold import linear_of_affine
 
 ROWS, COLUMNS = 1, 2
@@ -267,11 +266,9 @@ class ASMLP(FusibleBackbone):
             dims=dims,
             strides=config.strides,
             norm=MapGroupNorm(dims[-1]),
-            head=ClassifierHead(dims[-1], config.num_classes, pool=nn.Identity(), drop_rate=config.drop_rate),
             input_sizes="any",
             feature_norms=[MapGroupNorm(dim) for dim in dims] if config.feature_norms else (),
         )
-        self.head.pool = self.build_pool(config.global_pool)
         if isinstance(self.head.fc, nn.Linear):
             self.init_classifier(self.head.fc)
 
@@ -308,10 +305,6 @@ def _published(params: float, macs: float, top1: float) -> Published:
     return Published(params=params, macs=macs, top1=top1, source="quoted in DynaMixer, Table 2")
 
 
-def _variant(name: str, config: ASMLPConfig, params: int, macs: int, published: Published) -> Variant:
-    return Variant(name=name, config=config, params=params, macs=macs, published=published)
-
-
 _T = ASMLPConfig()
 _S = ASMLPConfig(blocks=(2, 2, 18, 2))
 _B = ASMLPConfig(dim=128, blocks=(2, 2, 18, 2))
@@ -319,10 +312,10 @@ _TEST = ASMLPConfig(num_classes=10, img_size=(32, 32), dim=18, blocks=(2, 2))
 
 # name, widths, parameters, multiply-accumulates (both of the training form), what the paper states
 VARIANTS = (
-    _variant("asmlp_t", _T, 28_282_696, 4_350_425_088, _published(28e6, 4.4e9, 81.3)),
-    _variant("asmlp_s", _S, 49_594_696, 8_512_223_232, _published(50e6, 8.5e9, 83.1)),
-    _variant("asmlp_b", _B, 87_752_808, 15_126_077_440, _published(88e6, 15.2e9, 83.3)),
-    _variant("asmlp_test", _TEST, 44_812, 1_092_456, Published()),
+    Variant("asmlp_t", _T, 28_282_696, 4_350_425_088, _published(28e6, 4.4e9, 81.3)),
+    Variant("asmlp_s", _S, 49_594_696, 8_512_223_232, _published(50e6, 8.5e9, 83.1)),
+    Variant("asmlp_b", _B, 87_752_808, 15_126_077_440, _published(88e6, 15.2e9, 83.3)),
+    Variant("asmlp_test", _TEST, 44_812, 1_092_456, Published()),
 )
 
 register_family(
@@ -330,11 +323,6 @@ register_family(
     "AS-MLP",
     ASMLP,
     VARIANTS,
-    {
-        "mean": (0.485, 0.456, 0.406),
-        "std": (0.229, 0.224, 0.225),
-        "interpolation": "bicubic",
-        "crop_pct": 0.875,
-    },
+    {**IMAGENET, "crop_pct": 0.875},
     fixed_input_size=False,
 )

@@ -10,9 +10,8 @@ from collections.abc import Callable
 
 from torch import nn
 
-from visionmlp.heads.pooled import ClassifierHead
 from visionmlp.layers.patch_embed import PatchEmbed
-from visionmlp.models.backbone import BackboneConfig, FusibleBackbone, Stage, drop_path_rates
+from visionmlp.models.backbone import BackboneConfig, FusibleBackbone, Stage, drop_path_rates, init_linear
 from visionmlp.ops.resize import Grid
 
 
@@ -96,22 +95,13 @@ class AxialBackbone(FusibleBackbone):
             dims=dims,
             strides=config.strides,
             norm=nn.LayerNorm(dims[-1]),
-            head=ClassifierHead(dims[-1], config.num_classes, pool=nn.Identity(), drop_rate=config.drop_rate),
         )
-        self.head.pool = self.build_pool(config.global_pool)
-        self.apply(self._initialise)
+        # convolutions keep PyTorch's default, as in the authors' code
+        self.apply(init_linear)
 
     def init_classifier(self, layer: nn.Linear) -> None:
         """Truncated normal of deviation 0.02, zero bias, like every other linear layer."""
-        self._initialise(layer)
-
-    @staticmethod
-    def _initialise(module: nn.Module) -> None:
-        # convolutions keep PyTorch's default, as in the authors' code
-        if isinstance(module, nn.Linear):
-            nn.init.trunc_normal_(module.weight, std=0.02)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
+        init_linear(layer)
 
     def official_name(self, name: str) -> str:
         """Name in the authors' files, where stages and down-samplings share one list; their mixers keep our names."""

@@ -117,7 +117,7 @@ class Backbone(nn.Module):
         dims: channels of each stage.
         strides: pixels between neighbouring positions, for each stage.
         norm: over the channels of the last map.
-        head: pool and classifier.
+        head: pool and classifier; ``None`` makes those of the configuration.
         input_sizes: image sizes that the model takes.
         least_side: pixels of the smallest side that leaves a map, for ``input_sizes="any"``.
         feature_norms: a norm for each feature level, as in the authors' dense-prediction code; none if empty.
@@ -137,7 +137,7 @@ class Backbone(nn.Module):
         dims: Sequence[int],
         strides: Sequence[int],
         norm: nn.Module,
-        head: ClassifierHead,
+        head: ClassifierHead | None = None,
         input_sizes: InputSizes = "fixed",
         least_side: int = 1,
         feature_norms: Sequence[nn.Module] = (),
@@ -154,7 +154,9 @@ class Backbone(nn.Module):
         self.stem = stem
         self.stages = nn.ModuleList(stages)
         self.norm = norm
-        self.head = head
+        self.head = head or ClassifierHead(
+            self.dims[-1], config.num_classes, pool=self.build_pool(config.global_pool), drop_rate=config.drop_rate
+        )
         self.feature_norms = nn.ModuleList(feature_norms)
         self.num_features = self.head_hidden_size = self.dims[-1]
         if len(stages) == 1:
@@ -432,6 +434,14 @@ class FusibleBackbone(Backbone, Fusible):
         own = set(deployed.__dict__)
         deployed.__dict__.update({key: value for key, value in self.__dict__.items() if key not in own})
         return deployed
+
+
+def init_linear(module: nn.Module) -> None:
+    """Start a linear layer as most authors do: truncated normal of deviation 0.02, zero bias; leave others alone."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
 
 
 def size_text(size: Sequence[int]) -> str:

@@ -84,7 +84,7 @@ class CycleMLPConfig(BackboneConfig):
 def cycle_steps(kernel: tuple[int, int], dilation: int) -> list[Step]:
     """Where successive channels of a Cycle FC read: the places of a pseudo-kernel, row by row, from its centre on.
 
-    Source: CycleMLP, section 3.2; a kernel of (1, 3) gives 0, 1, -1 along the width.
+    Source: CycleMLP, section 3; a kernel of (1, 3) gives 0, 1, -1 along the width.
     """
     rows, columns = kernel
     count = rows * columns
@@ -103,7 +103,7 @@ def displaced(x: Tensor, step: Step) -> Tensor:
 
 
 class CycleFC(nn.Linear):
-    """A linear layer whose input channels are read at different positions, in a cycle (Cycle FC, section 3.2).
+    """A linear layer whose input channels are read at different positions, in a cycle (Cycle FC, section 3).
 
     Channels with the same step are moved together; the weight follows their order, and one product does the rest.
     """

@@ -33,7 +33,7 @@ from visionmlp.layers.reweight import PlainSum, Reweight
 from visionmlp.models.axial import AxialBackbone, AxialConfig
 from visionmlp.models.backbone import size_text
 from visionmlp.models.official_layout import SAME, OfficialEntry, View
-from visionmlp.models.registry import Published, Variant, register_family
+from visionmlp.models.registry import IMAGENET, Published, Variant, register_family
 from visionmlp.ops.fold import linear_of_affine
 from visionmlp.ops.lines import LineAxis, from_lines, to_lines
 from visionmlp.ops.resize import Grid, resize_axis
@@ -299,18 +299,14 @@ def _transpose_matrices(rows: Tensor) -> Tensor:
 _TRANSPOSED_MATRICES = View(_transpose_matrices, _transpose_matrices)
 
 
-def _variant(name: str, config: DynaMixerConfig, params: int, macs: int, published: Published) -> Variant:
-    return Variant(name=name, config=config, params=params, macs=macs, published=published)
-
-
 def _published(params: float, macs: float, top1: float) -> Published:
     return Published(params=params, macs=macs, top1=top1, source="DynaMixer, Table 2")
 
 
 # name, widths, parameters, multiply-accumulates (both of the training form), what the paper states
 VARIANTS = (
-    _variant("dynamixer_s", DynaMixerConfig(), 26_265_960, 7_302_323_200, _published(26e6, 7.3e9, 82.7)),
-    _variant(
+    Variant("dynamixer_s", DynaMixerConfig(), 26_265_960, 7_302_323_200, _published(26e6, 7.3e9, 82.7)),
+    Variant(
         "dynamixer_m",
         DynaMixerConfig(
             dims=(256, 256, 512, 512), blocks=(4, 3, 14, 3), segments=(8, 8, 16, 16), downsample_before=(2,)
@@ -319,14 +315,14 @@ VARIANTS = (
         16_980_561_920,
         _published(57e6, 17.0e9, 83.7),
     ),
-    _variant(
+    Variant(
         "dynamixer_l",
         DynaMixerConfig(dims=(256, 512, 512, 512), blocks=(8, 8, 16, 4), reduced_dim=8),
         97_818_088,
         27_343_441_920,
         _published(97e6, 27.4e9, 84.3),
     ),
-    _variant(
+    Variant(
         "dynamixer_test",
         DynaMixerConfig(
             num_classes=10,
@@ -347,11 +343,6 @@ register_family(
     "DynaMixer",
     DynaMixer,
     VARIANTS,
-    {
-        "mean": (0.485, 0.456, 0.406),
-        "std": (0.229, 0.224, 0.225),
-        "interpolation": "bicubic",
-        "crop_pct": 0.9,
-    },
+    {**IMAGENET, "crop_pct": 0.9},
     preprocessing_of={"dynamixer_l": {"crop_pct": 0.875}},
 )

@@ -11,13 +11,12 @@ import dataclasses
 
 from torch import nn
 
-from visionmlp.heads.pooled import ClassifierHead
 from visionmlp.layers.locality import check_kernel_sizes
 from visionmlp.layers.mixer_block import MixerBlock, lecun_normal_
 from visionmlp.layers.patch_embed import PatchEmbed
 from visionmlp.models.backbone import BackboneConfig, FusibleBackbone, Stage, drop_path_rates
 from visionmlp.models.official_layout import SAME, TRANSPOSED, OfficialEntry, View
-from visionmlp.models.registry import Published, Variant, register_family
+from visionmlp.models.registry import INCEPTION, Published, Variant, register_family
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,9 +78,7 @@ class MLPMixer(FusibleBackbone):
             dims=[config.dim],
             strides=[config.patch_size],
             norm=nn.LayerNorm(config.dim, eps=1e-6),
-            head=ClassifierHead(config.dim, config.num_classes, pool=nn.Identity(), drop_rate=config.drop_rate),
         )
-        self.head.pool = self.build_pool(config.global_pool)
         linear_layers = [module for module in self.modules() if isinstance(module, nn.Linear)]
         for layer in (stem.proj, *linear_layers):
             lecun_normal_(layer.weight, layer.weight[0].numel())
@@ -167,10 +164,5 @@ register_family(
     "MLP-Mixer",
     MLPMixer,
     VARIANTS,
-    {
-        "mean": (0.5, 0.5, 0.5),
-        "std": (0.5, 0.5, 0.5),
-        "interpolation": "bicubic",
-        "crop_pct": 0.875,
-    },
+    {**INCEPTION, "crop_pct": 0.875},
 )

@@ -9,6 +9,12 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 import timm
+from timm.data import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    IMAGENET_INCEPTION_MEAN,
+    IMAGENET_INCEPTION_STD,
+)
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, split_model_name_tag
 
 from visionmlp.errors import InvalidConfig, UnknownModel
@@ -39,7 +45,7 @@ class BackboneFamily(Protocol):
         ...
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class Variant:
     """One named model: widths, with the counts that they must give beside them."""
 
@@ -57,6 +63,11 @@ class Variant:
         """Native height and width in pixels."""
         return self.config.img_size
 
+
+IMAGENET = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD, "interpolation": "bicubic"}
+"""Preprocessing of most authors, but for ``crop_pct``."""
+INCEPTION = {"mean": IMAGENET_INCEPTION_MEAN, "std": IMAGENET_INCEPTION_STD, "interpolation": "bicubic"}
+"""Preprocessing of MLP-Mixer's authors, but for ``crop_pct``: values from -1 to 1."""
 
 _VARIANTS: dict[str, tuple[Variant, BackboneFamily]] = {}
 

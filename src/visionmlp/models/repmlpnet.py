@@ -18,7 +18,6 @@ import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from visionmlp.heads.pooled import ClassifierHead
 from visionmlp.layers.block import Block, deployed_block
 from visionmlp.layers.channel_mlp import DeployedChannelMLP
 from visionmlp.layers.fusible import Fusible, linear, parameter
@@ -26,7 +25,7 @@ from visionmlp.layers.locality import LocalityBranches, LocalMixer, check_kernel
 from visionmlp.layers.patch_embed import PatchEmbed
 from visionmlp.models.backbone import BackboneConfig, FusibleBackbone, Stage, drop_path_rates
 from visionmlp.models.official_layout import CONV1X1, SAME, OfficialEntry, View
-from visionmlp.models.registry import Published, Variant, register_family
+from visionmlp.models.registry import IMAGENET, Published, Variant, register_family
 from visionmlp.ops.fold import affine_of_linear, batchnorm_affine, linear_of_affine
 from visionmlp.ops.layout import from_positions_first, to_positions_first
 from visionmlp.ops.partition import (
@@ -318,10 +317,8 @@ class RepMLPNet(FusibleBackbone):
             dims=dims,
             strides=config.strides,
             norm=nn.BatchNorm2d(dims[-1]),
-            head=ClassifierHead(dims[-1], config.num_classes, pool=nn.Identity(), drop_rate=config.drop_rate),
             input_sizes="multiples",
         )
-        self.head.pool = self.build_pool(config.global_pool)
 
     def official_entry(self, name: str) -> OfficialEntry:
         """As in the authors' ``repmlpnet.py``, training form."""
@@ -362,10 +359,6 @@ _SHARED_MATRICES = View(
 )
 
 
-def _variant(name: str, config: RepMLPNetConfig, params: int, macs: int, published: Published) -> Variant:
-    return Variant(name=name, config=config, params=params, macs=macs, published=published)
-
-
 def _published(params: float, macs: float, top1: float) -> Published:
     return Published(params=params, macs=macs, top1=top1, source="RepMLPNet, Table 2")
 
@@ -382,13 +375,13 @@ def _at_256(config: RepMLPNetConfig) -> RepMLPNetConfig:
 
 # name, widths, parameters, multiply-accumulates (both of the training form), what the paper states
 VARIANTS = (
-    _variant("repmlpnet_t224", _T, 38_293_608, 2_807_987_200, _published(38.3e6, 2.8e9, 76.4)),
-    _variant("repmlpnet_b224", _B, 68_242_712, 6_675_721_728, _published(68.2e6, 6.7e9, 80.1)),
-    _variant("repmlpnet_t256", _at_256(_T), 58_687_848, 4_258_078_720, _published(58.7e6, 4.2e9, 77.5)),
-    _variant("repmlpnet_b256", _at_256(_B), 96_447_512, 9_640_209_408, _published(96.5e6, 9.6e9, 81.0)),
-    _variant("repmlpnet_d256", _at_256(_D), 86_887_648, 8_636_207_360, _published(86.9e6, 8.6e9, 80.8)),
-    _variant("repmlpnet_l256", _at_256(_L), 117_641_560, 11_609_484_288, _published(117.7e6, 11.5e9, 81.7)),
-    _variant(
+    Variant("repmlpnet_t224", _T, 38_293_608, 2_807_987_200, _published(38.3e6, 2.8e9, 76.4)),
+    Variant("repmlpnet_b224", _B, 68_242_712, 6_675_721_728, _published(68.2e6, 6.7e9, 80.1)),
+    Variant("repmlpnet_t256", _at_256(_T), 58_687_848, 4_258_078_720, _published(58.7e6, 4.2e9, 77.5)),
+    Variant("repmlpnet_b256", _at_256(_B), 96_447_512, 9_640_209_408, _published(96.5e6, 9.6e9, 81.0)),
+    Variant("repmlpnet_d256", _at_256(_D), 86_887_648, 8_636_207_360, _published(86.9e6, 8.6e9, 80.8)),
+    Variant("repmlpnet_l256", _at_256(_L), 117_641_560, 11_609_484_288, _published(117.7e6, 11.5e9, 81.7)),
+    Variant(
         "repmlpnet_cifar",
         RepMLPNetConfig(
             num_classes=100, img_size=(32, 32), patch_size=2, channels=128, blocks=(6, 6), share_sets=(8, 32)
@@ -397,7 +390,7 @@ VARIANTS = (
         471_278_592,
         Published(params=8.3e6, macs=468e6, source="RepMLPNet, Table 5 (CIFAR-100, without branches)"),
     ),
-    _variant(
+    Variant(
         "repmlpnet_test",
         RepMLPNetConfig(
             num_classes=10,
@@ -418,10 +411,5 @@ register_family(
     "RepMLPNet",
     RepMLPNet,
     VARIANTS,
-    {
-        "mean": (0.485, 0.456, 0.406),
-        "std": (0.229, 0.224, 0.225),
-        "interpolation": "bicubic",
-        "crop_pct": 1.0,
-    },
+    {**IMAGENET, "crop_pct": 1.0},
 )

@@ -15,7 +15,6 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from visionmlp.heads.class_mlp import ClassMLPPool
-from visionmlp.heads.pooled import ClassifierHead
 from visionmlp.layers.affine import Affine, LayerScale, split_affine
 from visionmlp.layers.block import Block, deployed_block
 from visionmlp.layers.channel_mlp import ChannelMLP, DeployedChannelMLP
@@ -23,9 +22,9 @@ from visionmlp.layers.fusible import Fusible, parameter
 from visionmlp.layers.locality import check_kernel_sizes
 from visionmlp.layers.patch_embed import PatchEmbed
 from visionmlp.layers.token_mixing import DeployedTokenLinear, DeployedTokenMLP, TokenLinear, TokenMLP
-from visionmlp.models.backbone import BackboneConfig, FusibleBackbone, Stage
+from visionmlp.models.backbone import BackboneConfig, FusibleBackbone, Stage, init_linear
 from visionmlp.models.official_layout import OfficialEntry
-from visionmlp.models.registry import Published, Variant, register_family
+from visionmlp.models.registry import IMAGENET, Published, Variant, register_family
 
 CROSS_PATCH = ("linear", "none", "mlp", "conv3x3", "depthwise", "separable")
 NORMS = ("affine", "layernorm")
@@ -224,21 +223,13 @@ class ResMLP(FusibleBackbone):
             dims=[config.dim],
             strides=[config.patch_size],
             norm=make_norm(config),
-            head=ClassifierHead(config.dim, config.num_classes, pool=nn.Identity(), drop_rate=config.drop_rate),
         )
-        self.head.pool = self.build_pool(config.global_pool)
-        self.apply(self._initialise)
+        # the patch convolution keeps PyTorch's default, as in the authors' code
+        self.apply(init_linear)
 
     def init_classifier(self, layer: nn.Linear) -> None:
         """Truncated normal of deviation 0.02, zero bias, like every other linear layer."""
-        self._initialise(layer)
-
-    @staticmethod
-    def _initialise(module: nn.Module) -> None:
-        # the patch convolution keeps PyTorch's default, as in the authors' code
-        if isinstance(module, nn.Linear):
-            nn.init.trunc_normal_(module.weight, std=0.02)
-            nn.init.zeros_(module.bias)
+        init_linear(layer)
 
     def build_pool(self, global_pool: str) -> nn.Module:
         """Average, none, or Class-MLP."""
@@ -247,7 +238,7 @@ class ResMLP(FusibleBackbone):
             pool = ClassMLPPool(
                 self.config.dim, tokens, mlp_ratio=self.config.mlp_ratio, layer_scale=self.config.layer_scale
             )
-            return pool.apply(self._initialise)
+            return pool.apply(init_linear)
         return super().build_pool(global_pool)
 
     def official_entry(self, name: str) -> OfficialEntry:
@@ -268,10 +259,6 @@ _OFFICIAL_NAMES = {
 }
 
 
-def _variant(name: str, config: ResMLPConfig, params: int, macs: int, published: Published) -> Variant:
-    return Variant(name=name, config=config, params=params, macs=macs, published=published)
-
-
 def _published(params: float, macs: float, top1: float | None) -> Published:
     return Published(params=params, macs=macs, top1=top1, source="ResMLP, Table 3")
 
@@ -283,32 +270,32 @@ _B24 = ResMLPConfig(dim=768, depth=24, layer_scale=1e-6)
 
 # name, widths, parameters, multiply-accumulates (both of the training form), what the paper states
 VARIANTS = (
-    _variant("resmlp_s12", _S12, 15_350_872, 3_009_739_776, _published(15.4e6, 3.0e9, 76.6)),
-    _variant("resmlp_s24", _S24, 30_020_680, 5_961_292_800, _published(30.0e6, 6.0e9, 79.4)),
-    _variant("resmlp_s36", _S36, 44_690_488, 8_912_845_824, Published()),
-    _variant("resmlp_b24", _B24, 115_736_776, 23_020_713_984, _published(115.7e6, 23.0e9, 81.0)),
-    _variant(
+    Variant("resmlp_s12", _S12, 15_350_872, 3_009_739_776, _published(15.4e6, 3.0e9, 76.6)),
+    Variant("resmlp_s24", _S24, 30_020_680, 5_961_292_800, _published(30.0e6, 6.0e9, 79.4)),
+    Variant("resmlp_s36", _S36, 44_690_488, 8_912_845_824, Published()),
+    Variant("resmlp_b24", _B24, 115_736_776, 23_020_713_984, _published(115.7e6, 23.0e9, 81.0)),
+    Variant(
         "resmlp_s12_p14",
         dataclasses.replace(_S12, patch_size=14),
         15_607_912,
         3_984_055_296,
         _published(15.6e6, 4.0e9, 76.9),
     ),
-    _variant(
+    Variant(
         "resmlp_s12_p8",
         dataclasses.replace(_S12, patch_size=8),
         22_051_624,
         13_988_649_984,
         _published(22.1e6, 14.0e9, 79.1),
     ),
-    _variant(
+    Variant(
         "resmlp_b24_p8",
         dataclasses.replace(_B24, patch_size=8),
         129_138_280,
         100_230_739_968,
         _published(129.1e6, 100.2e9, 81.0),
     ),
-    _variant(
+    Variant(
         "resmlp_test",
         ResMLPConfig(num_classes=10, img_size=(32, 32), patch_size=8, dim=16, depth=3),
         10_778,
@@ -322,10 +309,5 @@ register_family(
     "ResMLP",
     ResMLP,
     VARIANTS,
-    {
-        "mean": (0.485, 0.456, 0.406),
-        "std": (0.229, 0.224, 0.225),
-        "interpolation": "bicubic",
-        "crop_pct": 0.9,
-    },
+    {**IMAGENET, "crop_pct": 0.9},
 )

@@ -25,7 +25,6 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from visionmlp.errors import CheckpointError
-from visionmlp.heads.pooled import ClassifierHead
 from visionmlp.layers.block import Block
 from visionmlp.layers.grid_mixer import GridMixer
 from visionmlp.layers.locality import check_kernel_sizes
@@ -34,7 +33,7 @@ from visionmlp.layers.moe import ExpertLinear, Experts, MixtureOfExperts, Router
 from visionmlp.layers.patch_embed import PatchEmbed
 from visionmlp.models.backbone import BackboneConfig, FusibleBackbone, Stage, drop_path_rates
 from visionmlp.models.official_layout import OfficialEntry
-from visionmlp.models.registry import Published, Variant, register_family
+from visionmlp.models.registry import INCEPTION, Published, Variant, register_family
 from visionmlp.ops.resize import Grid, resize_grid, resize_token_inputs
 
 
@@ -309,9 +308,7 @@ class SparseMLP(FusibleBackbone):
             dims=[config.dim],
             strides=[config.patch_size],
             norm=nn.LayerNorm(config.dim, eps=1e-6),
-            head=ClassifierHead(config.dim, config.num_classes, pool=nn.Identity(), drop_rate=config.drop_rate),
         )
-        self.head.pool = self.build_pool(config.global_pool)
         linear_layers = [module for module in self.modules() if isinstance(module, (nn.Linear, ExpertLinear))]
         for layer in (stem.proj, *linear_layers):
             fan_in = layer.in_features if isinstance(layer, ExpertLinear) else layer.weight[0].numel()
@@ -407,10 +404,5 @@ register_family(
     "Sparse-MLP (MoE)",
     SparseMLP,
     VARIANTS,
-    {
-        "mean": (0.5, 0.5, 0.5),
-        "std": (0.5, 0.5, 0.5),
-        "interpolation": "bicubic",
-        "crop_pct": 0.875,
-    },
+    {**INCEPTION, "crop_pct": 0.875},
 )

@@ -25,7 +25,7 @@ from visionmlp.layers.grid_mixer import GridMixer
 from visionmlp.layers.reweight import PlainSum, Reweight
 from visionmlp.models.axial import AxialBackbone, AxialConfig
 from visionmlp.models.official_layout import OfficialEntry
-from visionmlp.models.registry import Published, Variant, register_family
+from visionmlp.models.registry import IMAGENET, Published, Variant, register_family
 from visionmlp.ops.lines import LineAxis, from_lines, to_lines
 from visionmlp.ops.resize import Grid, resize_axis
 
@@ -124,39 +124,35 @@ class VisionPermutator(AxialBackbone):
         return OfficialEntry(theirs.replace(".channel.", ".mlp."))
 
 
-def _variant(name: str, config: ViPConfig, params: int, macs: int, published: Published) -> Variant:
-    return Variant(name=name, config=config, params=params, macs=macs, published=published)
-
-
 def _published(params: float, macs: float, top1: float) -> Published:
     return Published(params=params, macs=macs, top1=top1, source="quoted in DynaMixer, Table 2")
 
 
 # name, widths, parameters, multiply-accumulates (both of the training form), what the paper states
 VARIANTS = (
-    _variant(
+    Variant(
         "vip_s14",
         ViPConfig(patch_size=14, dims=(384,) * 4, segments=(16,) * 4, downsample_before=()),
         29_892_904,
         6_855_613_440,
         _published(30e6, 6.9e9, 80.7),
     ),
-    _variant("vip_s7", ViPConfig(), 25_114_984, 6_901_767_168, _published(25e6, 6.9e9, 81.5)),
-    _variant(
+    Variant("vip_s7", ViPConfig(), 25_114_984, 6_901_767_168, _published(25e6, 6.9e9, 81.5)),
+    Variant(
         "vip_m7",
         ViPConfig(dims=(256, 256, 512, 512), blocks=(4, 3, 14, 3), segments=(32, 32, 16, 16), downsample_before=(2,)),
         55_272_488,
         16_284_307_456,
         _published(55e6, 16.3e9, 82.7),
     ),
-    _variant(
+    Variant(
         "vip_l7",
         ViPConfig(dims=(256, 512, 512, 512), blocks=(8, 8, 16, 4)),
         87_784_936,
         24_340_320_256,
         _published(88e6, 24.4e9, 83.2),
     ),
-    _variant(
+    Variant(
         "vip_test",
         ViPConfig(
             num_classes=10,
@@ -177,11 +173,6 @@ register_family(
     "Vision Permutator",
     VisionPermutator,
     VARIANTS,
-    {
-        "mean": (0.485, 0.456, 0.406),
-        "std": (0.229, 0.224, 0.225),
-        "interpolation": "bicubic",
-        "crop_pct": 0.9,
-    },
+    {**IMAGENET, "crop_pct": 0.9},
     preprocessing_of={"vip_l7": {"crop_pct": 0.875}},
 )
