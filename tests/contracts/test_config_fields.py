@@ -71,6 +71,17 @@ OTHERS: dict[str, dict[str, object]] = {
         "proj_drop_rate": 0.5,
         "feature_norms": True,
     },
+    "cyclemlp_test": {
+        "blocks": (1, 2),
+        "dims": (16, 32),
+        "mlp_ratios": (2, 2),
+        "pseudo_kernel_w": (1, 5),
+        "pseudo_kernel_h": (3, 3),
+        "dilation": 2,
+        "reweight": False,
+        "proj_drop_rate": 0.5,
+        "feature_norms": True,
+    },
     "vip_test": AXIAL,
     "dynamixer_test": {
         **AXIAL,

@@ -1,11 +1,15 @@
 """Channel mixing: two linear layers over the channels of each position."""
 
+import torch
 from torch import Tensor, nn
 
 from visionmlp.layers.fusible import linear
 from visionmlp.ops.fold import affine_of_linear, linear_of_affine
 from visionmlp.ops.gelu import gelu_
 from visionmlp.ops.layout import Layout, from_positions_first, to_positions_first
+
+_HIDDEN_PART = 1 << 20
+"""Elements of the hidden map that are computed at a time, on CPUs in eager inference."""
 
 
 class ChannelMLP(nn.Module):
@@ -82,7 +86,16 @@ class DeployedMapMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to (B, H, W, C)."""
-        return self.fc2(self.act(self.fc1(self.norm(x)))).add_(x)
+        normed = self.norm(x)
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or x.device.type != "cpu":
+            return self.fc2(self.act(self.fc1(normed))).add_(x)
+        # a hidden map of tens of megabytes is fresh memory in every block, and costs more than the products' last tenth
+        size = max(1, _HIDDEN_PART // self.fc1.out_features)
+        mixed = torch.empty_like(x, memory_format=torch.contiguous_format)
+        parts = (rows.flatten(0, -2).split(size) for rows in (normed, x.contiguous(), mixed))
+        for part, residual, target in zip(*parts, strict=True):
+            torch.add(self.fc2(self.act(self.fc1(part))), residual, out=target)
+        return mixed
 
     @staticmethod
     def fold(mlp: ChannelMLP, *, norm: nn.Module, scale: Tensor, shift: Tensor) -> "DeployedMapMLP":

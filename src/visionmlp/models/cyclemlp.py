@@ -13,7 +13,7 @@ import copy
 import dataclasses
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -92,6 +92,14 @@ def cycle_steps(kernel: tuple[int, int], dilation: int) -> list[Step]:
     return [((row - rows // 2) * dilation, (column - columns // 2) * dilation) for row, column in places]
 
 
+class Move(NamedTuple):
+    """Channels ``first``, ``first + cycle``, ... read a step away."""
+
+    first: int
+    cycle: int
+    step: Step
+
+
 def displaced(x: Tensor, step: Step) -> Tensor:
     """The map (B, H, W, C) that holds at each position what ``x`` has a ``step`` away; zero outside."""
     down, right = step
@@ -100,6 +108,24 @@ def displaced(x: Tensor, step: Step) -> Tensor:
     height, width = x.shape[1:3]
     padded = F.pad(x, (0, 0, max(-right, 0), max(right, 0), max(-down, 0), max(down, 0)))
     return padded[:, max(down, 0) :, max(right, 0) :][:, :height, :width]
+
+
+def moved_channels(x: Tensor, moves: Sequence[Move]) -> Tensor:
+    """The moved channels of a map (B, H, W, C) side by side: (B, H, W, K)."""
+    groups = [x[..., move.first :: move.cycle] for move in moves]
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or x.device.type != "cpu":
+        return torch.cat([displaced(group, move.step) for group, move in zip(groups, moves, strict=True)], -1)
+    # padding, cutting and joining would write every value twice
+    joined = x.new_empty(*x.shape[:3], sum(group.shape[3] for group in groups))
+    for target, group, move in zip(joined.split([g.shape[3] for g in groups], 3), groups, moves, strict=True):
+        for dim, step in enumerate(move.step, 1):
+            size = x.shape[dim]
+            step = max(-size, min(step, size))
+            target.narrow(dim, size - step if step > 0 else 0, abs(step)).zero_()
+            target = target.narrow(dim, max(-step, 0), size - abs(step))
+            group = group.narrow(dim, max(step, 0), size - abs(step))
+        target.copy_(group)
+    return joined
 
 
 class CycleFC(nn.Linear):
@@ -115,12 +141,13 @@ class CycleFC(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, H, W, C) to (B, H, W, C)."""
-        moved = [displaced(group, step) for group, step in zip(self.groups(input), self.steps, strict=True)]
-        return F.linear(torch.cat(moved, -1), torch.cat(self.groups(self.weight), -1), self.bias)
+        weight = torch.cat([self.weight[:, move.first :: move.cycle] for move in self.moves], 1)
+        return F.linear(moved_channels(input, self.moves), weight, self.bias)
 
-    def groups(self, x: Tensor) -> list[Tensor]:
-        """The channels (last dimension) of each step."""
-        return [x[..., first :: self.cycle] for first in range(len(self.steps))]
+    @property
+    def moves(self) -> list[Move]:
+        """Where the channels are read, those of one step together."""
+        return [Move(first, self.cycle, step) for first, step in enumerate(self.steps)]
 
     def extra_repr(self) -> str:
         """Width and steps."""
@@ -145,31 +172,22 @@ class CycleMixer(nn.Module):
         return self.proj(self.reweight(self.mix_w(x), self.mix_h(x), self.mix_c(x)))
 
 
-class Move(NamedTuple):
-    """Channels ``first``, ``first + cycle``, ... read a step away."""
-
-    first: int
-    cycle: int
-    step: Step
-
-
 class JointInput(nn.Module):
     """What all branches of a `CycleMixer` read, side by side: the map itself, then its moved channels."""
 
     def __init__(self, moves: Iterable[Move]) -> None:
         super().__init__()
-        self.moves = tuple(moves)
+        self.moves = (Move(0, 1, (0, 0)), *moves)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to (B, H, W, K)."""
-        moved = (displaced(x[..., first::cycle], step) for first, cycle, step in self.moves)
-        return torch.cat([x, *moved], -1)
+        return moved_channels(x, self.moves)
 
     @staticmethod
     def of(mixer: CycleMixer) -> tuple["JointInput", Tensor, Tensor]:
         """The input of a mixer, and its branches' weights (3, C, K) on it and biases (3, C), in float64."""
         cycles = (mixer.mix_w, mixer.mix_h)
-        moves = [[Move(i, fc.cycle, step) for i, step in enumerate(fc.steps) if any(step)] for fc in cycles]
+        moves = [[move for move in fc.moves if any(move.step)] for fc in cycles]
         rows = []
         for branch, fc in enumerate(cycles):
             weight = fc.weight.detach().double()

@@ -15,7 +15,6 @@ import re
 import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from visionmlp.heads.pooled import ClassifierHead
 from visionmlp.layers.affine import split_affine
@@ -113,13 +112,14 @@ class Regions:
         """(B, H, W, C) to (B, W, H/size, size*C) along rows, or (B, H, W/size, size*C) along columns, rounded up."""
         lines = x.transpose(1, 2) if self.axis == ROWS else x
         side = lines.shape[2]
-        length = -(-side // self.size) * self.size
+        count = -(-side // self.size)
+        length = count * self.size
         if self.step_padding == self.region_padding == "circular":
             # the first rows of the moved map follow its last ones, as before it was moved
             lines = wrapped(lines, 2, -self._step(side), length)
         else:
             lines = self._filled(self._moved(lines), length)
-        return lines.unflatten(2, (-1, self.size)).flatten(3)
+        return lines.unflatten(2, (count, self.size)).flatten(3)
 
     def scatter(self, regions: Tensor, side: int) -> Tensor:
         """Undo `gather`, for a map of ``side`` positions along the axis: (B, H, W, C), contiguous."""
@@ -137,16 +137,22 @@ class Regions:
         side = lines.shape[2]
         if self.step_padding == "circular":
             return wrapped(lines, 2, -self._step(side), side)
-        step = min(self.step, side)
-        return F.pad(lines.narrow(2, 0, side - step), (0, 0, step, 0))
+        if self.step >= side:
+            return torch.zeros_like(lines)
+        return torch.cat([_zeros(lines, self.step), lines.narrow(2, 0, side - self.step)], 2)
 
     def _filled(self, lines: Tensor, length: int) -> Tensor:
         missing = length - lines.shape[2]
         if self.region_padding == "circular":
             return wrapped(lines, 2, 0, length)
         if self.region_padding == "zero":
-            return F.pad(lines, (0, 0, 0, missing))
+            return torch.cat([lines, _zeros(lines, missing)], 2)
         return torch.cat([lines, lines[:, :, -1:].expand(-1, -1, missing, -1)], 2)
+
+
+def _zeros(lines: Tensor, length: int) -> Tensor:
+    batch, count, _, channels = lines.shape
+    return lines.new_zeros(batch, count, length, channels)
 
 
 def wrapped(x: Tensor, axis: int, start: int, length: int) -> Tensor:
@@ -155,7 +161,8 @@ def wrapped(x: Tensor, axis: int, start: int, length: int) -> Tensor:
     start %= side
     parts = []
     while length > 0:
-        taken = min(length, side - start)
+        # a comparison stays simple for compilers with symbolic sizes, min() would nest
+        taken = side - start if side - start < length else length
         parts.append(x.narrow(axis, start, taken))
         start, length = 0, length - taken
     return parts[0] if len(parts) == 1 else torch.cat(parts, axis)
