@@ -18,19 +18,19 @@ import visionmlp
 from cifar import subset, train
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "results" / "families.md"
-_AXIAL = {"patch_size": 4, "dims": [192, 192], "blocks": [2, 2], "segments": [8, 8], "downsample_before": []}
-_MIXER = {"patch_size": 4, "dim": 192, "depth": 4, "token_dim": 96, "channel_dim": 768}
+_AXIAL = {"patch_size": 4, "dims": [96, 96], "blocks": [2, 2], "segments": [8, 8], "downsample_before": []}
+_MIXER = {"patch_size": 4, "dim": 96, "depth": 4, "token_dim": 48, "channel_dim": 384}
 MODELS = {
     "RepMLPNet": ("repmlpnet_cifar", {"channels": 32, "blocks": [2, 2], "share_sets": [8, 32]}),
-    "ResMLP": ("resmlp_s12", {"patch_size": 4, "dim": 192, "depth": 4}),
+    "ResMLP": ("resmlp_s12", {"patch_size": 4, "dim": 96, "depth": 4}),
     "MLP-Mixer": ("mlpmixer_s16", _MIXER),
-    "AS-MLP": ("asmlp_t", {"patch_size": 2, "dim": 48, "blocks": [2, 2, 2]}),
+    "AS-MLP": ("asmlp_t", {"patch_size": 2, "dim": 32, "blocks": [2, 2, 2]}),
     "Hire-MLP": (
         "hiremlp_t",
-        {"dims": [96, 192], "blocks": [2, 2], "region_sizes": [4, 2], "step_strides": [2, 2], "step_dilations": [2, 1]},
+        {"dims": [64, 128], "blocks": [2, 2], "region_sizes": [4, 2], "step_strides": [2, 2], "step_dilations": [2, 1]},
     ),
     "Vision Permutator": ("vip_s14", _AXIAL),
-    "CycleMLP": ("cyclemlp_b1", {"dims": [96, 192], "blocks": [2, 2], "mlp_ratios": [4, 4]}),
+    "CycleMLP": ("cyclemlp_b1", {"dims": [64, 128], "blocks": [2, 2], "mlp_ratios": [4, 4]}),
     "DynaMixer": ("dynamixer_s", _AXIAL),
     "Sparse-MLP (MoE)": ("sparsemlp_moe_s", {**_MIXER, "sparse_blocks": 2}),
 }
@@ -97,7 +97,7 @@ def main() -> None:
 TEXT = """# Every family, trained
 
 One short run for each family on real CIFAR-100: the first {per_class} training images of each class, {epochs} epochs,
-one seed, narrow models of one to two million parameters, the same budget for all. Accuracy is of the last epoch on all
+one seed, narrow models of 0.3 to 1.5 million parameters, the same budget for all. Accuracy is of the last epoch on all
 10,000 test images, nothing was selected on them; chance is 1 %. The runs show that every family learns through this
 library's loop; they are too short and the models too small to rank the families.
 

@@ -135,7 +135,7 @@ def test_synchronised_norms_fold_and_others_are_refused():
 
 @torch.no_grad()
 def test_empty_batches_frozen_weights_and_pruned_models():
-    for name in ("repmlpnet_test", "resmlp_test", "mlpmixer_test", "vip_test", "dynamixer_test"):
+    for name in visionmlp.list_models(test=True):
         model = visionmlp.create_model(name).eval().requires_grad_(False)
         deployed = visionmlp.reparameterize(model)
         assert deployed(torch.empty(0, 3, 32, 32)).shape == (0, 10)
@@ -193,9 +193,7 @@ def test_a_wrapped_backbone_is_reached():
     torch.testing.assert_close(deployed(image()), model(image()))
 
 
-@pytest.mark.parametrize(
-    "name", ["repmlpnet_test", "resmlp_test", "mlpmixer_test", "sparsemlp_moe_test", "vip_test", "dynamixer_test"]
-)
+@pytest.mark.parametrize("name", visionmlp.list_models(test=True))
 def test_deploy_forms_can_be_tuned(name):
     deployed = visionmlp.reparameterize(randomise(visionmlp.create_model(name)).double().eval())
     x = image()

@@ -27,6 +27,7 @@ from visionmlp.models.backbone import BackboneConfig, FusibleBackbone, Stage, dr
 from visionmlp.models.official_layout import CONV1X1, SAME, OfficialEntry
 from visionmlp.models.registry import IMAGENET, Published, Variant, register_family
 from visionmlp.ops.fold import linear_of_affine
+from visionmlp.ops.shift import displaced
 
 ROWS, COLUMNS = 1, 2
 """Axes of a map along which it is shifted."""
@@ -95,11 +96,11 @@ def axial_shift(x: Tensor, axis: int, *, size: int, dilation: int) -> Tensor:
     Returns:
         (B, H, W, C).
     """
-    side = x.shape[axis]
     moved = []
     for i, group in enumerate(x.split(-(-x.shape[-1] // size), -1)):
-        step = max(-side, min((i - size // 2) * dilation, side))
-        moved.append(F.pad(group, (0, 0) * (3 - axis) + (step, -step)))
+        # what moves towards position 0 is read further on
+        step = (size // 2 - i) * dilation
+        moved.append(displaced(group, (step, 0) if axis == ROWS else (0, step)))
     return torch.cat(moved, -1)
 
 

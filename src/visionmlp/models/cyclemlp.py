@@ -21,18 +21,15 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from visionmlp.heads.pooled import ClassifierHead
 from visionmlp.layers.block import Block, DeployedResidual, deployed_block
 from visionmlp.layers.channel_mlp import ChannelMLP, DeployedMapMLP
 from visionmlp.layers.fusible import Fusible, linear, parameter
 from visionmlp.layers.patch_embed import ConvEmbed
 from visionmlp.layers.reweight import PlainSum, Reweight
-from visionmlp.models.backbone import BackboneConfig, FusibleBackbone, Stage, drop_path_rates
+from visionmlp.models.backbone import BackboneConfig, FusibleBackbone, Stage, drop_path_rates, init_linear
 from visionmlp.models.official_layout import CONV1X1, SAME, OfficialEntry
-from visionmlp.models.registry import Published, Variant, register_family
-
-Step = tuple[int, int]
-"""Rows down and columns to the right."""
+from visionmlp.models.registry import IMAGENET, Published, Variant, register_family
+from visionmlp.ops.shift import Step, displaced
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,16 +95,6 @@ class Move(NamedTuple):
     first: int
     cycle: int
     step: Step
-
-
-def displaced(x: Tensor, step: Step) -> Tensor:
-    """The map (B, H, W, C) that holds at each position what ``x`` has a ``step`` away; zero outside."""
-    down, right = step
-    if down == right == 0:
-        return x
-    height, width = x.shape[1:3]
-    padded = F.pad(x, (0, 0, max(-right, 0), max(right, 0), max(-down, 0), max(down, 0)))
-    return padded[:, max(down, 0) :, max(right, 0) :][:, :height, :width]
 
 
 def moved_channels(x: Tensor, moves: Sequence[Move]) -> Tensor:
@@ -325,25 +312,16 @@ class CycleMLP(FusibleBackbone):
             dims=dims,
             strides=[4 << i for i in range(len(dims))],
             norm=nn.LayerNorm(dims[-1]),
-            head=ClassifierHead(dims[-1], config.num_classes, pool=nn.Identity(), drop_rate=config.drop_rate),
             input_sizes="any",
             least_side=3,
             feature_norms=[nn.LayerNorm(dim) for dim in dims] if config.feature_norms else [],
         )
-        self.head.pool = self.build_pool(config.global_pool)
-        self.apply(self._initialise)
+        # the convolutions keep PyTorch's default, as in the authors' code
+        self.apply(init_linear)
 
     def init_classifier(self, layer: nn.Linear) -> None:
         """Truncated normal of deviation 0.02, zero bias, like every other linear layer."""
-        self._initialise(layer)
-
-    @staticmethod
-    def _initialise(module: nn.Module) -> None:
-        # the convolutions keep PyTorch's default, as in the authors' code
-        if isinstance(module, nn.Linear):
-            nn.init.trunc_normal_(module.weight, std=0.02)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
+        init_linear(layer)
 
     def official_entry(self, name: str) -> OfficialEntry:
         """As in the authors' ``cycle_mlp.py``; ``feature_norms`` as with its ``fork_feat``."""
@@ -377,10 +355,6 @@ _OFFICIAL_NAMES = {
 }
 
 
-def _variant(name: str, config: CycleMLPConfig, params: int, macs: int, published: Published) -> Variant:
-    return Variant(name=name, config=config, params=params, macs=macs, published=published)
-
-
 def _published(params: float, macs: float, top1: float) -> Published:
     return Published(params=params, macs=macs, top1=top1, source="CycleMLP, README of the authors' code")
 
@@ -394,12 +368,12 @@ _TEST = CycleMLPConfig(num_classes=10, img_size=(32, 32), blocks=(2, 2), dims=(1
 
 # name, widths, parameters, multiply-accumulates (both of the training form), what the authors state
 VARIANTS = (
-    _variant("cyclemlp_b1", _B1, 15_155_400, 2_121_523_200, _published(15e6, 2.1e9, 78.9)),
-    _variant("cyclemlp_b2", _B2, 26_802_504, 3_875_766_272, _published(27e6, 3.9e9, 81.6)),
-    _variant("cyclemlp_b3", _B3, 38_385_720, 6_830_968_832, _published(38e6, 6.9e9, 82.4)),
-    _variant("cyclemlp_b4", _B4, 51_796_552, 10_027_163_648, _published(52e6, 10.1e9, 83.0)),
-    _variant("cyclemlp_b5", _B5, 75_747_280, 12_232_436_736, _published(76e6, 12.3e9, 83.2)),
-    _variant("cyclemlp_test", _TEST, 24_534, 654_192, Published()),
+    Variant("cyclemlp_b1", _B1, 15_155_400, 2_121_523_200, _published(15e6, 2.1e9, 78.9)),
+    Variant("cyclemlp_b2", _B2, 26_802_504, 3_875_766_272, _published(27e6, 3.9e9, 81.6)),
+    Variant("cyclemlp_b3", _B3, 38_385_720, 6_830_968_832, _published(38e6, 6.9e9, 82.4)),
+    Variant("cyclemlp_b4", _B4, 51_796_552, 10_027_163_648, _published(52e6, 10.1e9, 83.0)),
+    Variant("cyclemlp_b5", _B5, 75_747_280, 12_232_436_736, _published(76e6, 12.3e9, 83.2)),
+    Variant("cyclemlp_test", _TEST, 24_534, 654_192, Published()),
 )
 
 register_family(
@@ -407,11 +381,6 @@ register_family(
     "CycleMLP",
     CycleMLP,
     VARIANTS,
-    {
-        "mean": (0.485, 0.456, 0.406),
-        "std": (0.229, 0.224, 0.225),
-        "interpolation": "bicubic",
-        "crop_pct": 0.875,
-    },
+    {**IMAGENET, "crop_pct": 0.875},
     fixed_input_size=False,
 )

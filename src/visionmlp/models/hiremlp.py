@@ -16,7 +16,6 @@ import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from visionmlp.heads.pooled import ClassifierHead
 from visionmlp.layers.affine import split_affine
 from visionmlp.layers.block import Block, DeployedResidual, deployed_block
 from visionmlp.layers.channel_mlp import ChannelMLP, DeployedMapMLP
@@ -26,7 +25,7 @@ from visionmlp.layers.patch_embed import ConvEmbed
 from visionmlp.layers.reweight import PlainSum, Reweight
 from visionmlp.models.backbone import BackboneConfig, FusibleBackbone, Stage, drop_path_rates
 from visionmlp.models.official_layout import CONV1X1, SAME, OfficialEntry, View
-from visionmlp.models.registry import Published, Variant, register_family
+from visionmlp.models.registry import IMAGENET, Published, Variant, register_family
 from visionmlp.ops.fold import affine_of_linear, linear_of_affine
 from visionmlp.ops.layout import Layout
 
@@ -130,8 +129,12 @@ class Regions:
         return x.contiguous()
 
     def _step(self, side: int) -> int:
-        # where regions are full, moving by whole regions only renames them
-        return self.step % side if side % self.size else self.step % side % self.size
+        """Positions that the content really moves."""
+        step = self.step
+        while step >= side:
+            step -= side
+        # where all regions are full, moving by whole regions only renames them
+        return step if side % self.size else step % self.size
 
     def _moved(self, lines: Tensor) -> Tensor:
         side = lines.shape[2]
@@ -156,13 +159,17 @@ def _zeros(lines: Tensor, length: int) -> Tensor:
 
 
 def wrapped(x: Tensor, axis: int, start: int, length: int) -> Tensor:
-    """``length`` positions along an axis, from ``start`` on and around the end; a view where nothing wraps."""
+    """``length`` positions along an axis, around its end, from ``start`` on; a view where nothing wraps.
+
+    A negative ``start`` counts from the end. Of min() and modulo, symbolic sizes would keep nested expressions, with
+    which a compiler takes minutes; comparisons they decide.
+    """
     side = x.shape[axis]
-    start %= side
+    if start < 0:
+        start += side
     parts = []
     while length > 0:
-        # a comparison stays simple for compilers with symbolic sizes, min() would nest
-        taken = side - start if side - start < length else length
+        taken = length if length < side - start else side - start
         parts.append(x.narrow(axis, start, taken))
         start, length = 0, length - taken
     return parts[0] if len(parts) == 1 else torch.cat(parts, axis)
@@ -309,12 +316,10 @@ class HireMLP(FusibleBackbone):
             dims=dims,
             strides=[4 << i for i in range(len(dims))],
             norm=MapBatchNorm(dims[-1]),
-            head=ClassifierHead(dims[-1], config.num_classes, pool=nn.Identity(), drop_rate=config.drop_rate),
             input_sizes="any",
             least_side=3,
             feature_norms=[MapBatchNorm(dim) for dim in dims] if config.feature_norms else [],
         )
-        self.head.pool = self.build_pool(config.global_pool)
         self.apply(self._initialise)
 
     def init_classifier(self, layer: nn.Linear) -> None:
@@ -385,10 +390,6 @@ def _by_place(dim: int, size: int, layer: View) -> View:
     return View(lambda theirs: swap(layer.read(theirs), -1, size), lambda ours: layer.write(swap(ours, size, -1)))
 
 
-def _variant(name: str, config: HireMLPConfig, params: int, macs: int, published: Published) -> Variant:
-    return Variant(name=name, config=config, params=params, macs=macs, published=published)
-
-
 def _published(params: float, macs: float, top1: float) -> Published:
     return Published(params=params, macs=macs, top1=top1, source="Hire-MLP, quoted in DynaMixer, Table 2")
 
@@ -409,11 +410,11 @@ _TEST = HireMLPConfig(
 
 # name, widths, parameters, multiply-accumulates (both of the training form), what the paper states
 VARIANTS = (
-    _variant("hiremlp_t", _T, 18_041_672, 2_144_002_048, _published(18e6, 2.1e9, 79.7)),
-    _variant("hiremlp_s", _S, 33_113_848, 4_231_090_176, _published(33e6, 4.2e9, 82.1)),
-    _variant("hiremlp_b", _B, 58_226_856, 8_110_620_672, _published(58e6, 8.1e9, 83.2)),
-    _variant("hiremlp_l", _L, 95_723_944, 13_421_604_864, _published(96e6, 13.4e9, 83.8)),
-    _variant("hiremlp_test", _TEST, 38_602, 1_031_280, Published()),
+    Variant("hiremlp_t", _T, 18_041_672, 2_144_002_048, _published(18e6, 2.1e9, 79.7)),
+    Variant("hiremlp_s", _S, 33_113_848, 4_231_090_176, _published(33e6, 4.2e9, 82.1)),
+    Variant("hiremlp_b", _B, 58_226_856, 8_110_620_672, _published(58e6, 8.1e9, 83.2)),
+    Variant("hiremlp_l", _L, 95_723_944, 13_421_604_864, _published(96e6, 13.4e9, 83.8)),
+    Variant("hiremlp_test", _TEST, 38_602, 1_031_280, Published()),
 )
 
 register_family(
@@ -421,11 +422,6 @@ register_family(
     "Hire-MLP",
     HireMLP,
     VARIANTS,
-    {
-        "mean": (0.485, 0.456, 0.406),
-        "std": (0.229, 0.224, 0.225),
-        "interpolation": "bicubic",
-        "crop_pct": 0.875,
-    },
+    {**IMAGENET, "crop_pct": 0.875},
     fixed_input_size=False,
 )
