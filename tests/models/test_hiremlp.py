@@ -215,6 +215,18 @@ def test_paddings_export_with_dynamic_batch():
             torch.testing.assert_close(program.module()(batch), stage(batch))
 
 
+def test_compiled_regions_take_other_sizes():
+    """The second size is compiled with symbolic sides."""
+    for region_padding in ("circular", "zero", "replicate"):
+        torch._dynamo.reset()
+        mlp = randomise(RegionMLP(DIM, regions(ROWS, 3, 2, "zero", region_padding))).double().eval()
+        compiled = torch.compile(mlp, fullgraph=True, backend="aot_eager")
+        with torch.no_grad():
+            for size in ((8, 6), (7, 5)):
+                x = features(*size)
+                torch.testing.assert_close(compiled(x), mlp(x))
+
+
 def test_paddings_deploy_to_a_form_that_can_be_tuned():
     _, deployed = zero_padded_stage()
     x = torch.randn(3, 7, 8, 16, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
