@@ -169,3 +169,14 @@ def test_a_full_disk_leaves_the_old_file(model, tmp_path, fails, monkeypatch):
     assert "No space left" in fails(tmp_path / "m.safetensors", "--to", "official", "--output", output, "--force")
     assert output.read_bytes() == b"old"
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_mixed_precisions_are_refused(model, tmp_path, fails):
+    """A checkpoint of ours is used in one precision, so a file of two would fail at its first image."""
+    state = model.to_official(model.state_dict())
+    state["head.bias"] = state["head.bias"].double()
+    torch.save(state, tmp_path / "mixed.pth")
+    line = fails(tmp_path / "mixed.pth", "--model", "resmlp_test", "--output", tmp_path / "ours.safetensors")
+    assert "mixes precisions" in line
+    assert "head.bias is float64" in line
+    assert not (tmp_path / "ours.safetensors").exists()

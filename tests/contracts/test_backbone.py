@@ -245,6 +245,16 @@ def test_exports_with_dynamic_batch(model, form):
 
 
 @pytest.mark.parametrize("form", ["training", "deploy"])
+def test_tracing_sees_every_operation(model, form):
+    """Deploy forms reuse memory in eager inference; a tracer must get plain operators, for any batch."""
+    if form == "deploy":
+        model = visionmlp.reparameterize(model)
+    with torch.no_grad():
+        traced = torch.jit.trace(model, image(2), check_trace=False)
+        torch.testing.assert_close(traced(image(3)), model(image(3)), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("form", ["training", "deploy"])
 def test_compiles_without_graph_breaks(model, form):
     """``torch.compile(fullgraph=True)``, forward and backward; aot_eager captures what inductor would."""
     if form == "deploy":

@@ -1,7 +1,10 @@
 """Our checkpoints: both forms, self-describing, written atomically."""
 
+import json
+
 import pytest
 import torch
+from safetensors import safe_open
 
 import visionmlp
 from tests.randomise import randomise
@@ -147,3 +150,24 @@ def test_load_model_takes_names_folders_and_files(tmp_path):
     torch.save({}, tmp_path / "theirs.pth")
     with pytest.raises(CheckpointError, match="give the model's name"):
         visionmlp.load_model(tmp_path / "theirs.pth")
+
+
+@pytest.mark.parametrize(
+    "damage", [{"model": 5}, {"class_names": "abc"}, {"class_names": ["a"]}, {"form": "x"}, {"config": {"depth": "a"}}]
+)
+def test_damaged_metadata_is_one_line(damage, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    path = tmp_path / "model.safetensors"
+    visionmlp.save_checkpoint(path, visionmlp.create_model("resmlp_test"))
+    with safe_open(path, framework="pt") as archive:
+        metadata = json.loads(archive.metadata()["visionmlp"])
+    save_file(load_file(path), path, metadata={"visionmlp": json.dumps({**metadata, **damage})})
+    with pytest.raises(CheckpointError, match=r"damaged|cannot build") as info:
+        visionmlp.load_checkpoint(path)
+    assert "\n" not in str(info.value)
+
+
+def test_features_only_is_no_model_to_load():
+    with pytest.raises(InvalidConfig, match="create_model"):
+        visionmlp.load_model("resmlp_test", features_only=True)

@@ -399,3 +399,22 @@ def test_dense_backbones_there_and_back(name, tmp_path):
         assert key in final or torch.equal(back.state_dict()[key], value)
     with pytest.raises(CheckpointMismatch):
         load_strictly(visionmlp.create_model(name), back.state_dict(), "it")
+
+
+def test_entries_that_no_parameter_can_hold_are_named(trained):
+    for entries in ({0: torch.zeros(3)}, {"model": {0: torch.zeros(3)}}):
+        with pytest.raises(CheckpointError, match="an entry 0 that is no tensor"):
+            visionmlp.load_official(visionmlp.create_model("resmlp_test"), entries)
+    for value in (torch.eye(2).to_sparse(), torch.zeros(2, dtype=torch.complex64)):
+        with pytest.raises(CheckpointError, match=r"'head\.bias' that is no tensor"):
+            visionmlp.load_official(
+                visionmlp.create_model("resmlp_test"), {**official_resmlp(trained), "head.bias": value}
+            )
+
+
+def test_a_size_that_the_weights_were_not_made_for_is_named(trained):
+    target = visionmlp.create_model("resmlp_test", img_size=(64, 48))
+    with pytest.raises(CheckpointMismatch, match="not made for img_size 40x40"):
+        visionmlp.load_official(target, official_resmlp(trained), img_size=40)
+    with pytest.raises(CheckpointError, match="must be positive"):
+        visionmlp.load_official(target, official_resmlp(trained), img_size=0)

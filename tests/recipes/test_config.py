@@ -151,3 +151,13 @@ def test_cifar_models_have_the_size_of_table_5(config: ClassifyConfig, params: f
     count = sum(weight.numel() for weight in build_model(config, 100).parameters())
     assert round(count, -5) == params
     assert dataclasses.replace(config, model_args={**config.model_args, "kernel_sizes": (3,)}) != config
+
+
+def test_a_classifier_refuses_norms_that_it_would_not_use(tmp_path):
+    from visionmlp.recipes.classify import build_model
+
+    config = ClassifyConfig(
+        model="cyclemlp_test", model_args={"feature_norms": True}, data="sklearn/digits", output=tmp_path
+    )
+    with pytest.raises(InvalidConfig, match="does not use feature_norms"):
+        build_model(config, 10)

@@ -118,7 +118,7 @@ def convert(options: ConvertOptions) -> int:
     from visionmlp.tools.convert import convert_from_official, convert_to_official
 
     if options.to == "official":
-        if options.ema or options.img_size:
+        if options.ema or options.img_size is not None:
             raise UsageError(
                 "--ema and --img-size say how to read the authors' file; leave them out with --to official"
             )
@@ -129,7 +129,7 @@ def convert(options: ConvertOptions) -> int:
     else:
         if options.model is None:
             raise UsageError("--model must be given: the authors' files do not say which model they hold")
-        if options.img_size is not None and len(options.img_size) > 2:
+        if options.img_size is not None and len(options.img_size) not in (1, 2):
             raise UsageError(f"--img-size takes a side, or height and width, got {len(options.img_size)} numbers")
         model = convert_from_official(
             options.source,

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from visionmlp.layers.fusible import linear
+from visionmlp.ops.eager import in_eager_inference
 from visionmlp.ops.fold import affine_of_linear, linear_of_affine
 from visionmlp.ops.gelu import gelu_
 from visionmlp.ops.layout import Layout, from_positions_first, to_positions_first
@@ -87,14 +88,14 @@ class DeployedMapMLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to (B, H, W, C)."""
         normed = self.norm(x)
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or x.device.type != "cpu":
+        if not in_eager_inference(x):
             return self.fc2(self.act(self.fc1(normed))).add_(x)
         # a hidden map of tens of megabytes is fresh memory in every block, and costs more than the products' last tenth
         size = max(1, _HIDDEN_PART // self.fc1.out_features)
         mixed = torch.empty_like(x, memory_format=torch.contiguous_format)
         parts = (rows.flatten(0, -2).split(size) for rows in (normed, x.contiguous(), mixed))
         for part, residual, target in zip(*parts, strict=True):
-            torch.add(self.fc2(self.act(self.fc1(part))), residual, out=target)
+            target.copy_(self.fc2(self.act(self.fc1(part))).add_(residual))
         return mixed
 
     @staticmethod

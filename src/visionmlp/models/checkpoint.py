@@ -110,6 +110,10 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[Backbone, CheckpointI
             source=str(path),
         )
         config = dict(metadata["config"])
+        names = info.class_names
+        whole = isinstance(info.model, str) and info.form in ("training", "deploy") and "features_only" not in config
+        if not whole or not (names is None or (len(names) == config.get("num_classes") and isinstance(names, list))):
+            raise ValueError("a value has the wrong type")
     except (ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"{path} has damaged metadata") from error
     try:
@@ -144,6 +148,8 @@ def load_model(
         InvalidConfig: for a deploy form that is to change.
         UnknownModel: if it is neither file, folder nor model name.
     """
+    if "features_only" in fields:
+        raise InvalidConfig("features_only gives no classifier to load; use visionmlp.create_model")
     path, name = Path(reference), str(reference)
     # a model's name means the model, whatever lies beside it; ./name means the path
     if not is_model(name) and (path.exists() or path.suffix or len(path.parts) > 1):

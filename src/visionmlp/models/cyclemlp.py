@@ -29,6 +29,7 @@ from visionmlp.layers.reweight import PlainSum, Reweight
 from visionmlp.models.backbone import BackboneConfig, FusibleBackbone, Stage, drop_path_rates, init_linear
 from visionmlp.models.official_layout import CONV1X1, SAME, OfficialEntry
 from visionmlp.models.registry import IMAGENET, Published, Variant, register_family
+from visionmlp.ops.eager import in_eager_inference
 from visionmlp.ops.shift import Step, displaced
 
 
@@ -100,7 +101,7 @@ class Move(NamedTuple):
 def moved_channels(x: Tensor, moves: Sequence[Move]) -> Tensor:
     """The moved channels of a map (B, H, W, C) side by side: (B, H, W, K)."""
     groups = [x[..., move.first :: move.cycle] for move in moves]
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or x.device.type != "cpu":
+    if not in_eager_inference(x):
         return torch.cat([displaced(group, move.step) for group, move in zip(groups, moves, strict=True)], -1)
     # padding, cutting and joining would write every value twice
     joined = x.new_empty(*x.shape[:3], sum(group.shape[3] for group in groups))

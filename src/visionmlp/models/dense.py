@@ -178,7 +178,8 @@ class Pyramid(DenseFeatures):
     """Levels at strides 4, 8, 16, 32, of ceil(H / stride) x ceil(W / stride).
 
     Each is a level of ``net`` behind a LayerNorm, brought to its stride by `resample`. With fewer than four levels some
-    serve twice. A net that has these strides (four stages) keeps its levels as they are.
+    serve twice. A net that has these strides (four stages) keeps its levels as they are; of an odd image they have the
+    sizes that its own embeddings give, which CycleMLP and Hire-MLP round down.
 
     Args:
         net: levels of the image.

@@ -81,6 +81,8 @@ def load_official(
     label = "the mapping" if isinstance(source, Mapping) else str(source)
     if isinstance(img_size, int):
         img_size = (img_size, img_size)
+    if img_size is not None and min(img_size) < 1:
+        raise CheckpointError(f"img_size must be positive, got {size_text(img_size)}")
     state = from_official(model, read_official(source, ema=ema), label)
     with mismatch_of(model, label):
         state = resize_tokens(model, state, img_size)
@@ -280,13 +282,20 @@ def _unwrap(content: Mapping[str, Any], label: str, *, ema: bool) -> dict[str, T
         name: torch.from_numpy(value) if isinstance(value, np.ndarray) and value.dtype.kind in numbers else value
         for name, value in content.items()
     }
-    strangers = [name for name, value in state.items() if not isinstance(value, Tensor)]
+    strangers = [name for name, value in state.items() if not (isinstance(name, str) and _is_plain(value))]
     if strangers or not state:
         found = f"an entry {strangers[0]!r} that is no tensor" if strangers else "no tensors"
         raise CheckpointError(f"{label} has {found} and no {', '.join(WRAPPERS)} to look into")
     if all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): value for name, value in state.items()}
     return state
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a parameter can hold it: no sparse, quantised or complex tensor."""
+    if not isinstance(value, Tensor) or value.layout != torch.strided:
+        return False
+    return not (value.is_quantized or value.is_complex())
 
 
 def resize_tokens(model: Backbone, state: dict[str, Tensor], img_size: tuple[int, int] | None) -> dict[str, Tensor]:
@@ -310,4 +319,6 @@ def resize_tokens(model: Backbone, state: dict[str, Tensor], img_size: tuple[int
             # without a given size equal counts mean equal grids; with one, 2x8 may have become 4x4
             if name in state and (old is not None or state[name].shape != own[name].shape):
                 resized[name] = mixer.resized(entry, state[name], old)
+                if old is not None and old != mixer.grid and resized[name] is state[name]:
+                    raise CheckpointMismatch(f"{name} was not made for img_size {size_text(img_size or own_size)}")
     return resized

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from visionmlp.errors import InvalidConfig
 from visionmlp.layers.channel_mlp import ChannelMLP
 from visionmlp.layers.mixer_block import MixerBlock
 from visionmlp.layers.moe import ExpertLinear, Experts, MixtureOfExperts
@@ -45,7 +46,12 @@ def upcycle(model: SparseMLP, dense: Backbone | Mapping[str, Tensor]) -> SparseM
 
     Raises:
         CheckpointMismatch: if the dense weights do not fit.
+        InvalidConfig: for anything but a Sparse-MLP to start and an MLP-Mixer to start from.
     """
+    if not isinstance(model, SparseMLP):
+        raise InvalidConfig("upcycle starts a Sparse-MLP in training form, such as create_model('sparsemlp_moe_s')")
+    if not isinstance(dense, (Backbone, Mapping)):
+        raise InvalidConfig(f"upcycle takes an MLP-Mixer or its state dict, got {type(dense).__name__}")
     state = dense.state_dict() if isinstance(dense, Backbone) else dense
     shared = {field.name: getattr(model.config, field.name) for field in dataclasses.fields(MLPMixerConfig)}
     twin = MLPMixer(model.name, MLPMixerConfig(**shared))

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from visionmlp.ops.eager import in_eager_inference
+
 _LINEAR = 2 * math.sqrt(2 / math.pi)
 _CUBIC = _LINEAR * 0.044715
 _CACHED = 1 << 18  # elements: a part and its scratch stay in a core's second-level cache
@@ -25,9 +27,9 @@ def gelu_(x: Tensor, approximate: Literal["none", "tanh"]) -> Tensor:
         x: any shape; overwritten unless gradients are on or a compiler traces.
         approximate: ``"none"`` for the error function, ``"tanh"`` for its approximation.
     """
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return F.gelu(x, approximate=approximate)
-    if approximate == "none" or x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64):
+    if approximate == "none" or not in_eager_inference(x) or x.dtype not in (torch.float32, torch.float64):
         return torch.ops.aten.gelu_(x, approximate=approximate)
     linear = x.new_full((), _LINEAR)
     for part in x.view(-1).split(_CACHED):

@@ -174,6 +174,8 @@ def build_model(config: ClassifyConfig, num_classes: int) -> Backbone:
             fields[name] = getattr(config, name)
     if "num_classes" in fields:
         raise InvalidConfig("num_classes follows from the data; remove it from model_args")
+    if fields.get("feature_norms"):
+        raise InvalidConfig("a classifier does not use feature_norms; remove it from model_args")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         # as in load_model: a model's name means the model, whatever lies beside it

@@ -103,8 +103,8 @@ def catalog_table(entries: list[CatalogEntry]) -> Table:
             "x".join(map(str, entry.img_size)),
             _scaled(entry.params, 1e6, 2),
             _scaled(entry.macs, 1e9, 2),
-            _scaled(entry.paper_params, 1e6, 1),
-            _scaled(entry.paper_macs, 1e9, 1),
+            _quoted(entry.paper_params, 1e6),
+            _quoted(entry.paper_macs, 1e9),
             _scaled(entry.paper_top1, 1.0, 1),
             entry.source,
         )
@@ -126,3 +126,8 @@ def count_text(count: float) -> str:
 
 def _scaled(value: float | None, unit: float, digits: int) -> str:
     return "" if value is None else f"{value / unit:.{digits}f}"
+
+
+def _quoted(value: float | None, unit: float) -> str:
+    """As many digits as the paper gives."""
+    return "" if value is None else f"{value / unit:g}"

@@ -54,6 +54,7 @@ def convert_from_official(
     _check_paths(source, output)
     with beside(output, force=force, suffix=".safetensors") as partial:
         official = read_official(source, ema=ema)
+        _check_one_dtype(official, source)
         model = _model_of(official, name, img_size)
         try:
             # assigned, not copied: the dtype of the file stays
@@ -125,6 +126,17 @@ def _model_of(official: dict[str, Tensor], name: str, img_size: tuple[int, int] 
     model = create_model(name, **fields)
     assert isinstance(model, FusibleBackbone)
     return model.eval()
+
+
+def _check_one_dtype(official: dict[str, Tensor], source: Path) -> None:
+    """A checkpoint of ours is used in the precision that it is in, so there must be one."""
+    first: dict[torch.dtype, str] = {}
+    for name, value in official.items():
+        if value.is_floating_point():
+            first.setdefault(value.dtype, name)
+    if len(first) > 1:
+        found = " and ".join(f"{name} is {str(dtype).removeprefix('torch.')}" for dtype, name in first.items())
+        raise CheckpointError(f"{source} mixes precisions: {found}; load it with visionmlp.load_official instead")
 
 
 def _check_parts(model: FusibleBackbone, source: Path) -> None:
