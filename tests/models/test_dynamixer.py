@@ -242,7 +242,7 @@ def test_a_size_can_be_told_from_the_matrices_alone(mixing):
 @torch.no_grad()
 def test_matrices_that_do_not_fit_are_named():
     native = visionmlp.create_model("dynamixer_test", reduced_dim=3)
-    with pytest.raises(CheckpointMismatch, match=r"compress\.weight"):
+    with pytest.raises(CheckpointMismatch, match=r"generate\.weight was not made for img_size 48x48"):
         visionmlp.load_official(
             visionmlp.create_model("dynamixer_test"), native.to_official(native.state_dict()), img_size=48
         )

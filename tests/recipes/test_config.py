@@ -154,8 +154,6 @@ def test_cifar_models_have_the_size_of_table_5(config: ClassifyConfig, params: f
 
 
 def test_a_classifier_refuses_norms_that_it_would_not_use(tmp_path):
-    from visionmlp.recipes.classify import build_model
-
     config = ClassifyConfig(
         model="cyclemlp_test", model_args={"feature_norms": True}, data="sklearn/digits", output=tmp_path
     )
