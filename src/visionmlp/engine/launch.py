@@ -44,7 +44,12 @@ def launch(config: TrainingConfig, function: Callable[["Fabric"], T]) -> T:
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         torch.use_deterministic_algorithms(config.deterministic, warn_only=True)
-        return function(launched)
+        try:
+            return function(launched)
+        finally:
+            if torch.distributed.is_initialized():
+                # its threads would now and then abort the process at exit, when a peer has gone already
+                torch.distributed.destroy_process_group()
 
     try:
         return fabric.launch(run)
