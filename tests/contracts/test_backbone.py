@@ -30,10 +30,10 @@ def test_parameters_and_macs_equal_the_table(name):
         model(torch.empty(1, 3, *entry.img_size, device="meta"))
     assert counter.get_total_flops() == 2 * entry.macs
     if entry.published.params:
-        # papers round, to a tenth of a thousand million and to a tenth or a whole of a million; the Mixer row is quoted
-        # without its classifier
+        # papers round, mostly to a tenth of a million; the Mixer row is quoted without its classifier
         assert entry.params == pytest.approx(entry.published.params, rel=0.016)
-        assert entry.macs == pytest.approx(entry.published.macs, rel=0.016, abs=0.0501e9)
+        rounded = round(entry.macs / 1e9, 1) == entry.published.macs / 1e9
+        assert rounded or entry.macs == pytest.approx(entry.published.macs, rel=0.016)
 
 
 def test_every_name_of_the_architecture_is_there():

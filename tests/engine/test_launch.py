@@ -37,3 +37,12 @@ def test_errors_of_the_first_process_are_raised() -> None:
 
     with pytest.raises(DataError, match="empty"):
         launch(config_for(Path("run")), lambda fabric: on_rank_zero(fabric, fail))
+
+
+def test_a_process_group_of_the_callers_outlives_the_run(tmp_path: Path) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        assert launch(config_for(Path("run")), lambda _fabric: 3) == 3
+        assert torch.distributed.is_initialized()
+    finally:
+        torch.distributed.destroy_process_group()

@@ -246,6 +246,8 @@ def test_matrices_that_do_not_fit_are_named():
         visionmlp.load_official(
             visionmlp.create_model("dynamixer_test"), native.to_official(native.state_dict()), img_size=48
         )
+    with pytest.raises(CheckpointMismatch, match=r"compress\.weight"):
+        visionmlp.load_official(visionmlp.create_model("dynamixer_test"), native.to_official(native.state_dict()))
     dense = visionmlp.create_model("dynamixer_test", mixing="dense")
     with pytest.raises(CheckpointMismatch, match=r"matrices\.fc2\.weight"):
         visionmlp.load_official(
@@ -304,3 +306,16 @@ def test_other_branches_export(options):
     program = torch.export.export(model, (torch.randn(2, 3, 32, 32),), dynamic_shapes=({0: batch},))
     x = torch.randn(3, 3, 32, 32)
     torch.testing.assert_close(program.module()(x), model(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("mixing", ["dynamic", "dense", "random"])
+def test_weights_of_an_axis_that_keeps_its_length_are_kept(mixing):
+    """From 32x64 to 64x64 pixels only columns grow; matrices of rows are neither changed nor refused."""
+    source = randomise(visionmlp.create_model("dynamixer_test", mixing=mixing, img_size=(32, 64)))
+    target = visionmlp.create_model("dynamixer_test", mixing=mixing, img_size=(64, 64))
+    visionmlp.load_official(target, source.to_official(source.state_dict()), img_size=(32, 64))
+    before, after = source.stages[0].blocks[0].spatial, target.stages[0].blocks[0].spatial
+    for name, value in before.row.state_dict().items():
+        torch.testing.assert_close(after.row.state_dict()[name], value)
+    changed = [n for n, v in before.column.state_dict().items() if v.shape != after.column.state_dict()[n].shape]
+    assert changed == [f"matrices.{entry}" for entry in after.column.matrices.grid_entries]

@@ -39,6 +39,7 @@ def launch(config: TrainingConfig, function: Callable[["Fabric"], T]) -> T:
         ) from error
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     threads = torch.get_num_threads()
+    callers_group = torch.distributed.is_initialized()
 
     def run(launched: "Fabric") -> T:
         if config.threads is not None:
@@ -47,7 +48,7 @@ def launch(config: TrainingConfig, function: Callable[["Fabric"], T]) -> T:
         try:
             return function(launched)
         finally:
-            if torch.distributed.is_initialized():
+            if torch.distributed.is_initialized() and not callers_group:
                 # its threads would now and then abort the process at exit, when a peer has gone already
                 torch.distributed.destroy_process_group()
 

@@ -319,6 +319,7 @@ def resize_tokens(model: Backbone, state: dict[str, Tensor], img_size: tuple[int
             # without a given size equal counts mean equal grids; with one, 2x8 may have become 4x4
             if name in state and (old is not None or state[name].shape != own[name].shape):
                 resized[name] = mixer.resized(entry, state[name], old)
-                if old is not None and old != mixer.grid and resized[name] is state[name]:
-                    raise CheckpointMismatch(f"{name} was not made for img_size {size_text(img_size or own_size)}")
+                unfit = resized[name] is state[name] and state[name].shape != own[name].shape
+                if img_size is not None and unfit:
+                    raise CheckpointMismatch(f"{name} was not made for img_size {size_text(img_size)}")
     return resized
