@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from visionmlp.layers.affine import Affine, LayerScale
 from visionmlp.layers.channel_mlp import ChannelMLP, InplaceGELU
 from visionmlp.layers.fusible import Fusible, linear, parameter
+from visionmlp.layers.linear import Linear
 from visionmlp.ops.fold import affine_of_linear, linear_of_affine
 
 
@@ -19,7 +20,7 @@ class ClassMLPLayer(Fusible):
     def __init__(self, dim: int, tokens: int, hidden_dim: int, *, layer_scale: float) -> None:
         super().__init__()
         self.norm1 = Affine(dim)
-        self.aggregate = nn.Linear(tokens + 1, 1)
+        self.aggregate = Linear(tokens + 1, 1)
         self.scale1 = LayerScale(dim, layer_scale)
         self.norm2 = Affine(dim)
         self.channel = ChannelMLP(dim, hidden_dim, act=nn.GELU())

@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from visionmlp.errors import InvalidConfig
 from visionmlp.layers.fusible import linear
+from visionmlp.layers.linear import Linear
 from visionmlp.ops.fold import linear_of_affine
 from visionmlp.ops.layout import Layout, to_channels_first
 
@@ -40,7 +41,7 @@ class ClassifierHead(nn.Module):
         self.dim = dim
         self.pool = pool
         self.drop = nn.Dropout(drop_rate)
-        self.fc: nn.Module = nn.Linear(dim, num_classes) if num_classes > 0 else nn.Identity()
+        self.fc: nn.Module = Linear(dim, num_classes) if num_classes > 0 else nn.Identity()
 
     def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """A feature map to logits (B, num_classes), or to pooled features (B, C) if ``pre_logits``."""
@@ -55,7 +56,7 @@ class ClassifierHead(nn.Module):
         """
         if num_classes > 0 and isinstance(self.pool, Unpooled):
             raise InvalidConfig("a classifier needs pooled features; give global_pool='avg' or num_classes=0")
-        self.fc = nn.Linear(self.dim, num_classes) if num_classes > 0 else nn.Identity()
+        self.fc = Linear(self.dim, num_classes) if num_classes > 0 else nn.Identity()
         self.fc.to(like.device, like.dtype).train(self.training)
 
     def with_input_affine(self, scale: Tensor, shift: Tensor) -> "ClassifierHead":

@@ -1,9 +1,13 @@
 """Channel mixing: two linear layers over the channels of each position."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
 from visionmlp.layers.fusible import linear
+from visionmlp.layers.linear import Linear, add_linear, linear_gelu
+from visionmlp.layers.norms import MapGroupNorm
 from visionmlp.ops.eager import in_eager_inference
 from visionmlp.ops.fold import affine_of_linear, linear_of_affine
 from visionmlp.ops.gelu import gelu_
@@ -18,9 +22,9 @@ class ChannelMLP(nn.Module):
 
     def __init__(self, dim: int, hidden_dim: int, *, act: nn.GELU, drop_rate: float = 0.0) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.fc1 = Linear(dim, hidden_dim)
         self.act = act
-        self.fc2 = nn.Linear(hidden_dim, dim)
+        self.fc2 = Linear(hidden_dim, dim)
         self.drop = nn.Dropout(drop_rate)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -33,28 +37,59 @@ class InplaceGELU(nn.GELU):
 
     def forward(self, input: Tensor) -> Tensor:
         """Any shape, contiguous; in eager inference the result is the input's memory."""
-        return gelu_(input, "tanh" if self.approximate == "tanh" else "none")
+        return gelu_(input, _approximate(self))
 
 
-class DeployedChannelMLP(nn.Module):
-    """Residual channel mixing of a deploy form: ``x + fc2(gelu(fc1(norm(x))))``, computed positions-first.
+class DeployedMLP(nn.Module):
+    """Residual channel mixing of a deploy form: ``x + fc2(gelu(fc1(norm(x))))``.
 
     Everything affine around the two linear layers is folded into them; ``norm`` keeps only what depends on the input.
     """
 
-    def __init__(self, norm: nn.Module, fc1: nn.Linear, act: nn.GELU, fc2: nn.Linear, *, layout: Layout) -> None:
+    def __init__(self, norm: nn.Module, fc1: nn.Linear, act: nn.GELU, fc2: nn.Linear) -> None:
         super().__init__()
         self.norm = norm
         self.fc1 = fc1
         self.act = InplaceGELU(act.approximate)
         self.fc2 = fc2
+
+    def mix(self, x: Tensor) -> Tensor:
+        """(..., C) to (..., C), a contiguous map of channels-last memory order."""
+        if not in_eager_inference(x):
+            return self.fc2(self.act(self.fc1(self.norm(x)))).add_(x)
+        x = x.contiguous()
+        # a hidden map of tens of megabytes is fresh memory in every block, and costs more than the products' last tenth
+        size = max(1, _HIDDEN_PART // self.fc1.out_features)
+        of_whole_maps = isinstance(self.norm, MapGroupNorm)
+        rows = x.flatten(0, -2)
+        normed = self.norm(x).flatten(0, -2) if of_whole_maps else rows
+        if len(rows) <= size:
+            return self._mix_rows(normed, rows, of_whole_maps).view(x.shape)
+        mixed = torch.empty_like(rows)
+        for part, residual, target in zip(*(of.split(size) for of in (normed, rows, mixed)), strict=True):
+            target.copy_(self._mix_rows(part, residual, of_whole_maps))
+        return mixed.view(x.shape)
+
+    def _mix_rows(self, rows: Tensor, residual: Tensor, normed: bool) -> Tensor:
+        rows = rows if normed else self.norm(rows)
+        hidden = linear_gelu(rows, self.fc1, _approximate(self.act))
+        return add_linear(residual, hidden, self.fc2)
+
+
+def _approximate(act: nn.GELU) -> Literal["none", "tanh"]:
+    return "tanh" if act.approximate == "tanh" else "none"
+
+
+class DeployedChannelMLP(DeployedMLP):
+    """`DeployedMLP` computed positions-first."""
+
+    def __init__(self, norm: nn.Module, fc1: nn.Linear, act: nn.GELU, fc2: nn.Linear, *, layout: Layout) -> None:
+        super().__init__(norm, fc1, act, fc2)
         self.layout: Layout = layout
 
     def forward(self, x: Tensor) -> Tensor:
         """A map in ``layout`` to one of the same shape."""
-        positions = to_positions_first(x, self.layout).contiguous()
-        mixed = self.fc2(self.act(self.fc1(self.norm(positions))))
-        return from_positions_first(mixed.add_(positions), self.layout)
+        return from_positions_first(self.mix(to_positions_first(x, self.layout).contiguous()), self.layout)
 
     @staticmethod
     def fold(
@@ -75,28 +110,12 @@ class DeployedChannelMLP(nn.Module):
         return DeployedChannelMLP(norm, fc1, mlp.act, linear(weight, bias, like), layout=layout)
 
 
-class DeployedMapMLP(nn.Module):
-    """`DeployedChannelMLP` computed batch-first, for blocks whose token mixing is. Layout (B, H, W, C)."""
-
-    def __init__(self, norm: nn.Module, fc1: nn.Linear, act: nn.GELU, fc2: nn.Linear) -> None:
-        super().__init__()
-        self.norm = norm
-        self.fc1 = fc1
-        self.act = InplaceGELU(act.approximate)
-        self.fc2 = fc2
+class DeployedMapMLP(DeployedMLP):
+    """`DeployedMLP` computed batch-first, for blocks whose token mixing is. Layout (B, H, W, C)."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to (B, H, W, C)."""
-        normed = self.norm(x)
-        if not in_eager_inference(x):
-            return self.fc2(self.act(self.fc1(normed))).add_(x)
-        # a hidden map of tens of megabytes is fresh memory in every block, and costs more than the products' last tenth
-        size = max(1, _HIDDEN_PART // self.fc1.out_features)
-        mixed = torch.empty_like(x, memory_format=torch.contiguous_format)
-        parts = (rows.flatten(0, -2).split(size) for rows in (normed, x.contiguous(), mixed))
-        for part, residual, target in zip(*parts, strict=True):
-            target.copy_(self.fc2(self.act(self.fc1(part))).add_(residual))
-        return mixed
+        return self.mix(x)
 
     @staticmethod
     def fold(mlp: ChannelMLP, *, norm: nn.Module, scale: Tensor, shift: Tensor) -> "DeployedMapMLP":

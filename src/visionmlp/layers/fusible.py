@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from visionmlp.errors import NotInEvalMode
+from visionmlp.layers.linear import Linear
 
 
 class Fusible(nn.Module, ABC):
@@ -21,15 +22,25 @@ class Fusible(nn.Module, ABC):
         """
 
 
+_READ_IN_PLACE = 1 << 20
+"""Elements of the largest weight that a product reads as it lies; larger ones are reordered, best from (O, C)."""
+
+
 def parameter(value: Tensor, like: Tensor) -> nn.Parameter:
     """A folded float64 value as a parameter with the dtype and device of ``like``, frozen if that is."""
     return nn.Parameter(value.detach().to(like.device, like.dtype).contiguous(), requires_grad=like.requires_grad)
 
 
-def linear(weight: Tensor, bias: Tensor | None, like: Tensor) -> nn.Linear:
-    """``nn.Linear`` that holds a folded weight (O, C) and bias (O,), with the dtype and device of ``like``."""
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
-    layer.weight = parameter(weight, like)
+def linear(weight: Tensor, bias: Tensor | None, like: Tensor) -> Linear:
+    """A linear layer that holds a folded weight (O, C) and bias (O,), with the dtype and device of ``like``.
+
+    A small weight lies in memory as (C, O), the order in which products on a CPU read it.
+    """
+    layer = Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    if weight.numel() <= _READ_IN_PLACE:
+        layer.weight = nn.Parameter(parameter(weight.t(), like).detach().t(), requires_grad=like.requires_grad)
+    else:
+        layer.weight = parameter(weight, like)
     if bias is not None:
         layer.bias = parameter(bias, like)
     return layer

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from visionmlp.layers.auxiliary import AuxiliaryLoss
+from visionmlp.layers.linear import Linear
 
 
 class ExpertLinear(nn.Module):
@@ -78,7 +79,7 @@ class Router(nn.Module):
 
     def __init__(self, dim: int, experts: int, *, top_k: int, noise: bool, normalise_gates: bool) -> None:
         super().__init__()
-        self.fc = nn.Linear(dim, experts, bias=False)
+        self.fc = Linear(dim, experts, bias=False)
         self.experts = experts
         self.top_k = top_k
         self.noise = noise

@@ -5,6 +5,8 @@ import operator
 
 from torch import Tensor, nn
 
+from visionmlp.layers.linear import Linear
+
 
 class Reweight(nn.Module):
     """Weighted sum of branches; the weights of a channel come from the pooled branches and add up to one.
@@ -16,9 +18,9 @@ class Reweight(nn.Module):
     def __init__(self, dim: int, branches: int = 3, *, reduction: int = 4) -> None:
         super().__init__()
         self.branches = branches
-        self.fc1 = nn.Linear(dim, dim // reduction)
+        self.fc1 = Linear(dim, dim // reduction)
         self.act = nn.GELU()
-        self.fc2 = nn.Linear(dim // reduction, dim * branches)
+        self.fc2 = Linear(dim // reduction, dim * branches)
 
     def forward(self, *branches: Tensor) -> Tensor:
         """Maps (B, H, W, C), one for each branch, to their weighted sum (B, H, W, C)."""

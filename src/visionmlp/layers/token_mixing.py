@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from visionmlp.layers.channel_mlp import InplaceGELU
 from visionmlp.layers.fusible import linear, parameter
+from visionmlp.layers.linear import Linear
 from visionmlp.layers.locality import LocalityBranches, LocalMixer
 from visionmlp.ops.layout import from_positions_first, to_positions_first
+from visionmlp.ops.product import matmul
 
 
 class TokenLinear(LocalMixer):
@@ -23,7 +24,7 @@ class TokenLinear(LocalMixer):
     def __init__(self, grid: tuple[int, int], *, kernel_sizes: Sequence[int] = ()) -> None:
         super().__init__()
         self.grid = grid
-        self.fc = nn.Linear(grid[0] * grid[1], grid[0] * grid[1])
+        self.fc = Linear(grid[0] * grid[1], grid[0] * grid[1])
         self.locality = LocalityBranches(1, kernel_sizes)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -53,9 +54,9 @@ class TokenMLP(LocalMixer):
     ) -> None:
         super().__init__()
         self.grid = grid
-        self.fc1 = nn.Linear(grid[0] * grid[1], hidden_dim)
+        self.fc1 = Linear(grid[0] * grid[1], hidden_dim)
         self.act = act
-        self.fc2 = nn.Linear(hidden_dim, grid[0] * grid[1])
+        self.fc2 = Linear(hidden_dim, grid[0] * grid[1])
         self.locality = LocalityBranches(1, kernel_sizes)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -86,7 +87,7 @@ class DeployedTokenLinear(nn.Module):
         positions = to_positions_first(x, "BHWC").contiguous()
         h, w, batch, channels = positions.shape
         tokens = self.norm(positions).view(h * w, batch * channels)
-        mixed = torch.mm(self.fc.weight, tokens).view(h, w, batch, channels)
+        mixed = matmul(self.fc.weight, tokens).view(h, w, batch, channels)
         return from_positions_first((positions + self.bias).addcmul_(mixed, self.scale), "BHWC")
 
     @staticmethod
@@ -124,8 +125,8 @@ class DeployedTokenMLP(nn.Module):
         positions = to_positions_first(x, "BHWC").contiguous()
         h, w, batch, channels = positions.shape
         tokens = self.norm(positions).view(h * w, batch * channels)
-        hidden = self.act(torch.addmm(self.fc1.bias[:, None], self.fc1.weight, tokens))
-        mixed = torch.addmm(self.fc2.bias[:, None], self.fc2.weight, hidden).view(h, w, batch, channels)
+        hidden = self.act(matmul(self.fc1.weight, tokens).add_(self.fc1.bias[:, None]))
+        mixed = matmul(self.fc2.weight, hidden).add_(self.fc2.bias[:, None]).view(h, w, batch, channels)
         return from_positions_first(self.scale(mixed).add_(positions), "BHWC")
 
     @staticmethod

@@ -22,6 +22,7 @@ from visionmlp.layers.affine import split_affine
 from visionmlp.layers.block import Block, deployed_block
 from visionmlp.layers.channel_mlp import ChannelMLP, DeployedMapMLP, InplaceGELU
 from visionmlp.layers.fusible import Fusible, linear
+from visionmlp.layers.linear import Linear
 from visionmlp.layers.norms import MapGroupNorm
 from visionmlp.models.backbone import BackboneConfig, FusibleBackbone, Stage, drop_path_rates
 from visionmlp.models.official_layout import CONV1X1, SAME, OfficialEntry
@@ -104,7 +105,7 @@ def axial_shift(x: Tensor, axis: int, *, size: int, dilation: int) -> Tensor:
     return torch.cat(moved, -1)
 
 
-class ShiftedLinear(nn.Linear):
+class ShiftedLinear(Linear):
     """`axial_shift`, then a linear layer: every position sees ``size`` positions of its line."""
 
     def __init__(self, dim: int, axis: int, *, size: int, dilation: int) -> None:
@@ -123,13 +124,13 @@ class AxialShift(nn.Module):
 
     def __init__(self, dim: int, *, size: int, dilation: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, dim)
+        self.fc1 = Linear(dim, dim)
         self.norm1 = MapGroupNorm(dim)
         self.act = nn.GELU()
         self.horizontal = ShiftedLinear(dim, COLUMNS, size=size, dilation=dilation)
         self.vertical = ShiftedLinear(dim, ROWS, size=size, dilation=dilation)
         self.norm2 = MapGroupNorm(dim)
-        self.fc2 = nn.Linear(dim, dim)
+        self.fc2 = Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to (B, H, W, C)."""
@@ -235,7 +236,7 @@ class PatchMerging(Fusible):
         super().__init__()
         self.gather = GatherNeighbours()
         self.norm = MapGroupNorm(4 * in_dim)
-        self.reduction = nn.Linear(4 * in_dim, dim, bias=False)
+        self.reduction = Linear(4 * in_dim, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, in_dim) to (B, H/2, W/2, dim), rounded up."""

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from visionmlp.layers.block import Block, DeployedResidual, deployed_block
 from visionmlp.layers.channel_mlp import ChannelMLP, DeployedMapMLP
 from visionmlp.layers.fusible import Fusible, linear, parameter
+from visionmlp.layers.linear import Linear
 from visionmlp.layers.patch_embed import ConvEmbed
 from visionmlp.layers.reweight import PlainSum, Reweight
 from visionmlp.models.backbone import BackboneConfig, FusibleBackbone, Stage, drop_path_rates, init_linear
@@ -116,7 +117,7 @@ def moved_channels(x: Tensor, moves: Sequence[Move]) -> Tensor:
     return joined
 
 
-class CycleFC(nn.Linear):
+class CycleFC(Linear):
     """A linear layer whose input channels are read at different positions, in a cycle (Cycle FC, section 3).
 
     Channels with the same step are moved together; the weight follows their order, and one product does the rest.
@@ -261,9 +262,9 @@ class CycleBlock(Block, Fusible):
             spatial=CycleMixer(
                 mix_w=CycleFC(dim, config.pseudo_kernel_w, dilation=config.dilation),
                 mix_h=CycleFC(dim, config.pseudo_kernel_h, dilation=config.dilation),
-                mix_c=nn.Linear(dim, dim, bias=False),
+                mix_c=Linear(dim, dim, bias=False),
                 reweight=Reweight(dim) if config.reweight else PlainSum(),
-                proj=nn.Linear(dim, dim),
+                proj=Linear(dim, dim),
             ),
             scale1=nn.Identity(),
             norm2=nn.LayerNorm(dim),

@@ -29,6 +29,7 @@ from visionmlp.layers.block import Block, DeployedResidual, deployed_block
 from visionmlp.layers.channel_mlp import ChannelMLP, DeployedMapMLP
 from visionmlp.layers.fusible import Fusible, linear
 from visionmlp.layers.grid_mixer import GridMixer
+from visionmlp.layers.linear import Linear
 from visionmlp.layers.reweight import PlainSum, Reweight
 from visionmlp.models.axial import AxialBackbone, AxialConfig
 from visionmlp.models.backbone import size_text
@@ -104,8 +105,8 @@ class DynamicMatrices(MixingMatrices):
 
     def __init__(self, config: DynaMixerConfig, stage: int, axis: LineAxis) -> None:
         super().__init__(config, stage, axis)
-        self.compress = nn.Linear(config.dims[stage], self.segments * config.reduced_dim)
-        self.generate = nn.Linear(self.length * config.reduced_dim, self.length**2)
+        self.compress = Linear(config.dims[stage], self.segments * config.reduced_dim)
+        self.generate = Linear(self.length * config.reduced_dim, self.length**2)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to (B, W, segments, H, H) or (B, H, segments, W, W)."""
@@ -136,8 +137,8 @@ class DenseMatrices(MixingMatrices):
     def __init__(self, config: DynaMixerConfig, stage: int, axis: LineAxis) -> None:
         super().__init__(config, stage, axis)
         dim = config.dims[stage]
-        self.fc1 = nn.Linear(dim, dim)
-        self.fc2 = nn.Linear(dim, self.segments * self.length)
+        self.fc1 = Linear(dim, dim)
+        self.fc2 = Linear(dim, self.segments * self.length)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to (B, W, segments, H, H) or (B, H, segments, W, W)."""
@@ -191,7 +192,7 @@ class DynaMixerOp(nn.Module):
         self.axis: LineAxis = axis
         self.segments = config.segments[stage]
         self.matrices: MixingMatrices = MATRICES[config.mixing](config, stage, axis)
-        self.out = nn.Linear(config.dims[stage], config.dims[stage])
+        self.out = Linear(config.dims[stage], config.dims[stage])
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to (B, H, W, C)."""
@@ -214,10 +215,10 @@ class DynaMixing(nn.Module):
         self.shared = config.shared_mixing
         self.column = DynaMixerOp(config, stage, 1) if config.column_mixing else None
         self.row = DynaMixerOp(config, stage, 2) if config.row_mixing and not self.shared else None
-        self.channel = nn.Linear(dim, dim, bias=False) if config.channel_mixing else None
+        self.channel = Linear(dim, dim, bias=False) if config.channel_mixing else None
         branches = config.column_mixing + config.row_mixing + config.channel_mixing
         self.reweight = Reweight(dim, branches) if config.reweight else PlainSum()
-        self.proj = nn.Linear(dim, dim)
+        self.proj = Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to (B, H, W, C)."""

@@ -20,6 +20,7 @@ from visionmlp.layers.affine import split_affine
 from visionmlp.layers.block import Block, DeployedResidual, deployed_block
 from visionmlp.layers.channel_mlp import ChannelMLP, DeployedMapMLP
 from visionmlp.layers.fusible import Fusible, linear, parameter
+from visionmlp.layers.linear import Linear
 from visionmlp.layers.norms import MapBatchNorm
 from visionmlp.layers.patch_embed import ConvEmbed
 from visionmlp.layers.reweight import PlainSum, Reweight
@@ -182,10 +183,10 @@ class RegionMLP(nn.Module):
         super().__init__()
         self.regions = regions
         joined, hidden = regions.size * dim, dim // 2
-        self.fc1 = nn.Linear(joined, hidden, bias=False)
+        self.fc1 = Linear(joined, hidden, bias=False)
         self.norm = MapBatchNorm(hidden)
         self.act = nn.ReLU()
-        self.fc2 = nn.Linear(hidden, joined)
+        self.fc2 = Linear(hidden, joined)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to (B, H, W, C)."""
@@ -274,9 +275,9 @@ class HireMLPBlock(Block, Fusible):
             spatial=HireMixer(
                 mix_h=RegionMLP(dim, config.regions(ROWS, stage, block)),
                 mix_w=RegionMLP(dim, config.regions(COLUMNS, stage, block)),
-                mix_c=nn.Linear(dim, dim),
+                mix_c=Linear(dim, dim),
                 reweight=Reweight(dim) if config.reweight else PlainSum(),
-                proj=nn.Linear(dim, dim),
+                proj=Linear(dim, dim),
             ),
             scale1=nn.Identity(),
             norm2=MapBatchNorm(dim),

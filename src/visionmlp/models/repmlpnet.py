@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from visionmlp.layers.block import Block, deployed_block
 from visionmlp.layers.channel_mlp import DeployedChannelMLP
 from visionmlp.layers.fusible import Fusible, linear, parameter
+from visionmlp.layers.linear import Linear
 from visionmlp.layers.locality import LocalityBranches, LocalMixer, check_kernel_sizes
 from visionmlp.layers.patch_embed import PatchEmbed
 from visionmlp.models.backbone import BackboneConfig, FusibleBackbone, Stage, drop_path_rates
@@ -135,7 +136,7 @@ class RepMLPBlock(LocalMixer):
         self.window_order = window_order
         tokens = window[0] * window[1]
         self.global_perceptron = (
-            GlobalPerceptron(nn.Linear(dim, dim // reduction), nn.Linear(dim // reduction, dim)) if reduction else None
+            GlobalPerceptron(Linear(dim, dim // reduction), Linear(dim // reduction, dim)) if reduction else None
         )
         self.fc3 = nn.Parameter(torch.empty(share_sets, tokens, tokens).uniform_(-(tokens**-0.5), tokens**-0.5))
         self.norm = nn.BatchNorm2d(share_sets)

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from visionmlp.errors import CheckpointError
 from visionmlp.layers.block import Block
 from visionmlp.layers.grid_mixer import GridMixer
+from visionmlp.layers.linear import Linear
 from visionmlp.layers.locality import check_kernel_sizes
 from visionmlp.layers.mixer_block import MixerBlock, lecun_normal_
 from visionmlp.layers.moe import ExpertLinear, Experts, MixtureOfExperts, Router
@@ -171,8 +172,8 @@ class RepresentIn(ExpandedMixer):
     def __init__(self, config: SparseMLPConfig) -> None:
         super().__init__(config.grid)
         self.expansion = config.token_expansion
-        self.channels = nn.Linear(config.dim, config.sparse_dim)
-        self.tokens = nn.Linear(config.grid[0] * config.grid[1], config.sparse_tokens)
+        self.channels = Linear(config.dim, config.sparse_dim)
+        self.tokens = Linear(config.grid[0] * config.grid[1], config.sparse_tokens)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to (B, S1, C1)."""
@@ -192,8 +193,8 @@ class RepresentOut(ExpandedMixer):
     def __init__(self, config: SparseMLPConfig) -> None:
         super().__init__(config.grid)
         self.expansion = config.token_expansion
-        self.tokens = nn.Linear(config.sparse_tokens, config.grid[0] * config.grid[1])
-        self.channels = nn.Linear(config.sparse_dim, config.dim)
+        self.tokens = Linear(config.sparse_tokens, config.grid[0] * config.grid[1])
+        self.channels = Linear(config.sparse_dim, config.dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, S1, C1) to (B, H, W, C)."""

@@ -22,6 +22,7 @@ from visionmlp.layers.block import Block, DeployedResidual, deployed_block
 from visionmlp.layers.channel_mlp import ChannelMLP, DeployedMapMLP
 from visionmlp.layers.fusible import Fusible
 from visionmlp.layers.grid_mixer import GridMixer
+from visionmlp.layers.linear import Linear
 from visionmlp.layers.reweight import PlainSum, Reweight
 from visionmlp.models.axial import AxialBackbone, AxialConfig
 from visionmlp.models.official_layout import OfficialEntry
@@ -50,7 +51,7 @@ class SegmentLinear(GridMixer):
         self.segments = segments
         self.segment_dim = dim // segments
         width = grid[axis - 1] * self.segment_dim
-        self.fc = nn.Linear(width, width, bias=False)
+        self.fc = Linear(width, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to (B, H, W, C)."""
@@ -76,9 +77,9 @@ class PermuteMLP(nn.Module):
         super().__init__()
         self.height = SegmentLinear(dim, grid, 1, segments=segments)
         self.width = SegmentLinear(dim, grid, 2, segments=segments)
-        self.channel = nn.Linear(dim, dim, bias=False)
+        self.channel = Linear(dim, dim, bias=False)
         self.reweight = Reweight(dim) if reweight else PlainSum()
-        self.proj = nn.Linear(dim, dim)
+        self.proj = Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to (B, H, W, C)."""

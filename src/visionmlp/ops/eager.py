@@ -1,17 +1,23 @@
-"""Whether a deploy form may take its shortcuts, which reuse memory and depend on sizes."""
+"""Whether shortcuts may be taken: those that reuse memory, depend on sizes, or call operators that compilers lack."""
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 
-def in_eager_inference(x: Tensor) -> bool:
-    """True for a tensor on a CPU when nothing but its value will be asked for: no gradient, no graph of operations.
+def is_eager(x: Tensor) -> bool:
+    """True for a tensor on a CPU when operators run as they are called, watched by nobody.
 
     Compilers and exporters get plain operators: they fuse them by themselves, and tracers lose writes through views.
     """
     return (
         x.device.type == "cpu"
-        and not torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
+        and _get_current_dispatch_mode() is None
     )
+
+
+def in_eager_inference(x: Tensor) -> bool:
+    """`is_eager`, and nothing but the value will be asked for: no gradient."""
+    return not torch.is_grad_enabled() and is_eager(x)
