@@ -60,7 +60,11 @@ class ConvEmbed(Fusible):
             bias=bias is not None,
             device="meta",
         )
-        conv.weight = parameter(weight, like)
+        # the order that its maps have: the kernel then needs no reordering in every call
+        order = torch.channels_last if self.layout == "BHWC" else torch.contiguous_format
+        conv.weight = nn.Parameter(
+            parameter(weight, like).detach().contiguous(memory_format=order), requires_grad=like.requires_grad
+        )
         if bias is not None:
             conv.bias = parameter(bias, like)
         return DeployedConvEmbed(

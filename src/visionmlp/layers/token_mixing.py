@@ -6,7 +6,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from visionmlp.layers.channel_mlp import InplaceGELU
-from visionmlp.layers.fusible import linear, parameter
+from visionmlp.layers.fusible import parameter
 from visionmlp.layers.linear import Linear
 from visionmlp.layers.locality import LocalityBranches, LocalMixer
 from visionmlp.ops.layout import from_positions_first, to_positions_first
@@ -72,10 +72,24 @@ class TokenMLP(LocalMixer):
         return weight + weight @ matrix[0], self.fc1.bias.detach().double() + weight.sum(1) * bias
 
 
+class TokenMatrix(nn.Module):
+    """A matrix (M, N) for products from the left, and perhaps a bias (M,); under the names of a linear layer."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, like: Tensor) -> None:
+        super().__init__()
+        self.weight = parameter(weight, like)
+        self.bias = None if bias is None else parameter(bias, like)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(N, ...) to (M, ...), two dimensions."""
+        mixed = matmul(self.weight, tokens)
+        return mixed if self.bias is None else mixed.add_(self.bias[:, None])
+
+
 class DeployedTokenLinear(nn.Module):
     """Residual token mixing of a deploy form: ``x + scale * (fc @ norm(x)) + bias``, computed positions-first."""
 
-    def __init__(self, norm: nn.Module, fc: nn.Linear, scale: nn.Parameter, bias: nn.Parameter) -> None:
+    def __init__(self, norm: nn.Module, fc: TokenMatrix, scale: nn.Parameter, bias: nn.Parameter) -> None:
         super().__init__()
         self.norm = norm
         self.fc = fc
@@ -87,7 +101,7 @@ class DeployedTokenLinear(nn.Module):
         positions = to_positions_first(x, "BHWC").contiguous()
         h, w, batch, channels = positions.shape
         tokens = self.norm(positions).view(h * w, batch * channels)
-        mixed = matmul(self.fc.weight, tokens).view(h, w, batch, channels)
+        mixed = self.fc(tokens).view(h, w, batch, channels)
         return from_positions_first((positions + self.bias).addcmul_(mixed, self.scale), "BHWC")
 
     @staticmethod
@@ -103,7 +117,7 @@ class DeployedTokenLinear(nn.Module):
         offset = matrix.sum(1)[:, None] * (post_scale * shift.double()) + bias[:, None] * post_scale
         return DeployedTokenLinear(
             norm,
-            linear(matrix, None, like),
+            TokenMatrix(matrix, None, like),
             parameter(post_scale * scale.double(), like),
             parameter(offset.view(*mixer.grid, 1, -1), like),
         )
@@ -112,7 +126,7 @@ class DeployedTokenLinear(nn.Module):
 class DeployedTokenMLP(nn.Module):
     """Residual token mixing of a deploy form: ``x + scale(fc2 @ gelu(fc1 @ norm(x)))``, computed positions-first."""
 
-    def __init__(self, norm: nn.Module, fc1: nn.Linear, act: nn.GELU, fc2: nn.Linear, scale: nn.Module) -> None:
+    def __init__(self, norm: nn.Module, fc1: TokenMatrix, act: nn.GELU, fc2: TokenMatrix, scale: nn.Module) -> None:
         super().__init__()
         self.norm = norm
         self.fc1 = fc1
@@ -125,13 +139,12 @@ class DeployedTokenMLP(nn.Module):
         positions = to_positions_first(x, "BHWC").contiguous()
         h, w, batch, channels = positions.shape
         tokens = self.norm(positions).view(h * w, batch * channels)
-        hidden = self.act(matmul(self.fc1.weight, tokens).add_(self.fc1.bias[:, None]))
-        mixed = matmul(self.fc2.weight, hidden).add_(self.fc2.bias[:, None]).view(h, w, batch, channels)
+        mixed = self.fc2(self.act(self.fc1(tokens))).view(h, w, batch, channels)
         return from_positions_first(self.scale(mixed).add_(positions), "BHWC")
 
     @staticmethod
     def fold(mixer: TokenMLP, *, norm: nn.Module, scale: nn.Module) -> nn.Module:
         """Fold ``x + scale(mixer(norm(x)))``: per-channel maps around the GELU cannot move into shared matrices."""
-        fc1 = linear(*mixer.folded_fc1(), mixer.fc1.weight)
-        fc2 = linear(mixer.fc2.weight, mixer.fc2.bias, mixer.fc2.weight)
+        fc1 = TokenMatrix(*mixer.folded_fc1(), mixer.fc1.weight)
+        fc2 = TokenMatrix(mixer.fc2.weight, mixer.fc2.bias, mixer.fc2.weight)
         return DeployedTokenMLP(norm, fc1, mixer.act, fc2, scale)

@@ -24,7 +24,7 @@ from visionmlp.layers.channel_mlp import ChannelMLP, DeployedMapMLP, InplaceGELU
 from visionmlp.layers.fusible import Fusible, linear
 from visionmlp.layers.linear import Linear
 from visionmlp.layers.norms import MapGroupNorm
-from visionmlp.models.backbone import BackboneConfig, FusibleBackbone, Stage, drop_path_rates
+from visionmlp.models.backbone import BackboneConfig, FusibleBackbone, MapStage, drop_path_rates
 from visionmlp.models.official_layout import CONV1X1, SAME, OfficialEntry
 from visionmlp.models.registry import IMAGENET, Published, Variant, register_family
 from visionmlp.ops.fold import linear_of_affine
@@ -258,7 +258,7 @@ class ASMLP(FusibleBackbone):
         stages = []
         for i, rates in enumerate(drop_path_rates(config.drop_path_rate, config.blocks)):
             downsample = PatchMerging(dims[i - 1], dims[i]) if i > 0 else None
-            stages.append(Stage([ASMLPBlock(config, dims[i], rate) for rate in rates], downsample=downsample))
+            stages.append(MapStage([ASMLPBlock(config, dims[i], rate) for rate in rates], downsample=downsample))
         super().__init__(
             name=name,
             config=config,

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from torch import nn
 
 from visionmlp.layers.patch_embed import PatchEmbed
-from visionmlp.models.backbone import BackboneConfig, FusibleBackbone, Stage, drop_path_rates, init_linear
+from visionmlp.models.backbone import BackboneConfig, FusibleBackbone, MapStage, drop_path_rates, init_linear
 from visionmlp.ops.resize import Grid
 
 
@@ -85,7 +85,7 @@ class AxialBackbone(FusibleBackbone):
             downsample = None
             if i in config.downsample_before:
                 downsample = PatchEmbed(dims[i - 1], dims[i], 2, layout="BHWC", input_layout="BHWC")
-            stages.append(Stage([make_block(i, rate) for rate in rates], downsample=downsample))
+            stages.append(MapStage([make_block(i, rate) for rate in rates], downsample=downsample))
         super().__init__(
             name=name,
             config=config,

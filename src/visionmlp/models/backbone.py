@@ -15,6 +15,7 @@ from visionmlp.heads.pooled import AveragePool, ClassifierHead, Unpooled
 from visionmlp.layers.affine import split_affine
 from visionmlp.layers.fusible import Fusible
 from visionmlp.models.official_layout import OfficialEntry
+from visionmlp.ops.eager import in_eager_inference
 from visionmlp.ops.layout import Layout, to_channels_first
 
 InputSizes = Literal["fixed", "multiples", "any"]
@@ -80,6 +81,10 @@ class BackboneConfig:
             )
 
 
+_PART = 1 << 20
+"""Elements of the largest map that a `MapStage` computes at once."""
+
+
 class Stage(nn.Module):
     """Down-sampling (or none), then blocks of one width and resolution."""
 
@@ -101,6 +106,20 @@ class Stage(nn.Module):
         if self.grad_checkpointing and torch.is_grad_enabled():
             return checkpoint(block, x, use_reentrant=False)  # type: ignore[return-value]
         return block(x)
+
+
+class MapStage(Stage):
+    """A `Stage` whose blocks compute batch-first: in eager inference a batch of large maps is computed in parts.
+
+    A few maps and what is computed from them stay in the caches; a whole batch would be fresh memory in every block.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """A map to a map."""
+        if self.training or not in_eager_inference(x) or x.numel() <= _PART:
+            return super().forward(x)
+        size = max(1, _PART * x.shape[0] // x.numel())
+        return torch.cat([super(MapStage, self).forward(part) for part in x.split(size)])
 
 
 class Backbone(nn.Module):

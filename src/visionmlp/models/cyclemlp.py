@@ -27,10 +27,12 @@ from visionmlp.layers.fusible import Fusible, linear, parameter
 from visionmlp.layers.linear import Linear
 from visionmlp.layers.patch_embed import ConvEmbed
 from visionmlp.layers.reweight import PlainSum, Reweight
-from visionmlp.models.backbone import BackboneConfig, FusibleBackbone, Stage, drop_path_rates, init_linear
+from visionmlp.models.backbone import BackboneConfig, FusibleBackbone, MapStage, drop_path_rates, init_linear
 from visionmlp.models.official_layout import CONV1X1, SAME, OfficialEntry
 from visionmlp.models.registry import IMAGENET, Published, Variant, register_family
 from visionmlp.ops.eager import in_eager_inference
+from visionmlp.ops.product import linear as linear_product
+from visionmlp.ops.product import linear_of_each
 from visionmlp.ops.shift import Step, displaced
 
 
@@ -131,7 +133,7 @@ class CycleFC(Linear):
     def forward(self, input: Tensor) -> Tensor:
         """(B, H, W, C) to (B, H, W, C)."""
         weight = torch.cat([self.weight[:, move.first :: move.cycle] for move in self.moves], 1)
-        return F.linear(moved_channels(input, self.moves), weight, self.bias)
+        return linear_product(moved_channels(input, self.moves), weight, self.bias)
 
     @property
     def moves(self) -> list[Move]:
@@ -235,9 +237,10 @@ class DeployedCycleMixer(nn.Module):
         """(B, H, W, C) to (B, H, W, C)."""
         inputs = self.inputs(x).flatten(1, 2)
         shares = self.reweight.weights(inputs.mean(1)).transpose(1, 2)
-        matrices = self.proj.weight @ (shares[..., None] * self.weight).sum(1)
+        branches = (shares[..., None] * self.weight).sum(1)
+        matrices = linear_product(branches.transpose(1, 2), self.proj.weight).transpose(1, 2)
         bias = self.proj((shares * self.bias).sum(1))
-        return torch.baddbmm(bias[:, None], inputs, matrices.transpose(1, 2)).unflatten(1, x.shape[1:3])
+        return linear_of_each(inputs, matrices, bias).unflatten(1, x.shape[1:3])
 
     @staticmethod
     def fold(mixer: CycleMixer) -> "DeployedCycleMixer":
@@ -304,7 +307,7 @@ class CycleMLP(FusibleBackbone):
             downsample = None
             if i:
                 downsample = ConvEmbed(dims[i - 1], dims[i], 3, stride=2, padding=1, layout="BHWC", input_layout="BHWC")
-            stages.append(Stage([CycleBlock(config, i, rate) for rate in rates], downsample=downsample))
+            stages.append(MapStage([CycleBlock(config, i, rate) for rate in rates], downsample=downsample))
         super().__init__(
             name=name,
             config=config,

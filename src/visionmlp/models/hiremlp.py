@@ -24,7 +24,7 @@ from visionmlp.layers.linear import Linear
 from visionmlp.layers.norms import MapBatchNorm
 from visionmlp.layers.patch_embed import ConvEmbed
 from visionmlp.layers.reweight import PlainSum, Reweight
-from visionmlp.models.backbone import BackboneConfig, FusibleBackbone, Stage, drop_path_rates
+from visionmlp.models.backbone import BackboneConfig, FusibleBackbone, MapStage, drop_path_rates
 from visionmlp.models.official_layout import CONV1X1, SAME, OfficialEntry, View
 from visionmlp.models.registry import IMAGENET, Published, Variant, register_family
 from visionmlp.ops.fold import affine_of_linear, linear_of_affine
@@ -307,7 +307,7 @@ class HireMLP(FusibleBackbone):
         for i, rates in enumerate(drop_path_rates(config.drop_path_rate, config.blocks)):
             downsample = _embed(dims[i - 1], dims[i], 3, stride=2, padding=1, input_layout="BHWC") if i else None
             blocks = [HireMLPBlock(config, i, j, rate) for j, rate in enumerate(rates)]
-            stages.append(Stage(blocks, downsample=downsample))
+            stages.append(MapStage(blocks, downsample=downsample))
         super().__init__(
             name=name,
             config=config,

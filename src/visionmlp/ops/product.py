@@ -12,10 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from visionmlp.errors import InvalidConfig
 from visionmlp.ops.eager import in_eager_inference, is_eager
 from visionmlp.ops.gelu import gelu_
 
 Approximate = Literal["none", "tanh"]
+
+
+_LARGE = 1 << 18
+"""Multiply-accumulates of the smallest product that is worth a call of its own."""
 
 
 def _find_operator() -> Any:
@@ -29,13 +34,17 @@ def _find_operator() -> Any:
 
 
 _LINEAR = _find_operator()
+_DTYPES = {torch.float32}
+if _LINEAR is not None and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    _DTYPES.add(torch.bfloat16)
 
 
 def _applies(x: Tensor, weight: Tensor) -> bool:
     """Whether oneDNN's operator can take these."""
     return (
         _LINEAR is not None
-        and x.dtype == weight.dtype == torch.float32
+        and x.dtype == weight.dtype
+        and x.dtype in _DTYPES
         and x.dim() > 1
         and x.numel() > 0
         # subclasses of Tensor, quantised weights among them, have products of their own
@@ -43,6 +52,44 @@ def _applies(x: Tensor, weight: Tensor) -> bool:
         and type(x) in (Tensor, nn.Parameter)
         and torch.backends.mkldnn.enabled
         and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def _check_unpacked(weight: Tensor) -> None:
+    if weight.is_mkldnn:
+        raise InvalidConfig(
+            "a packed model computes in eager inference only, on batches of its own dtype on the CPU; "
+            "call it under torch.inference_mode(), or use the model that it was packed from"
+        )
+
+
+def _dense(x: Tensor) -> Tensor:
+    """The matrices, or a copy where neither rows nor columns are neighbours: oneDNN has no kernel for that."""
+    return x if x.is_mkldnn or 1 in x.stride()[-2:] else x.contiguous()
+
+
+def can_pack(weight: Tensor) -> bool:
+    """Whether `packed` takes it: there is oneDNN, and the weight is an ordinary one in a dtype that it computes."""
+    return _LINEAR is not None and weight.device.type == "cpu" and weight.dtype in _DTYPES and not weight.is_mkldnn
+
+
+def packed(weight: Tensor) -> Tensor:
+    """A weight (O, C) in oneDNN's own order, an opaque tensor that the functions here take in its place."""
+    return torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous())
+
+
+def packed_kernel(conv: nn.Conv2d) -> Tensor:
+    """The kernel of a convolution in oneDNN's own order, for `packed_conv2d`."""
+    weight = conv.weight.detach().contiguous().to_mkldnn()
+    return torch.ops.aten.mkldnn_reorder_conv2d_weight(weight, conv.padding, conv.stride, conv.dilation, conv.groups)
+
+
+def packed_conv2d(x: Tensor, conv: nn.Conv2d, weight: Tensor) -> Tensor:
+    """The convolution (B, C, H, W) with the kernel of `packed_kernel`; its bias and geometry are those of ``conv``."""
+    if not (in_eager_inference(x) and _applies(x, weight)):
+        _check_unpacked(weight)
+    return torch.ops.mkldnn._convolution_pointwise(
+        x, weight, conv.bias, conv.padding, conv.stride, conv.dilation, conv.groups, "none", [], ""
     )
 
 
@@ -55,24 +102,26 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         bias: (O,).
     """
     if in_eager_inference(x) and _applies(x, weight):
-        return _LINEAR(x, weight, bias, "none", [], "")
-    if is_eager(x) and _applies(x, weight):
+        return _LINEAR(_dense(x), _dense(weight), bias, "none", [], "")
+    # products of bfloat16 use oneDNN anyway
+    if is_eager(x) and x.dtype == torch.float32 and not weight.is_mkldnn and _applies(x, weight):
         # as a matrix: what a custom function returns must not be a view, or it could not be written to
         return _Linear.apply(x.flatten(0, -2), weight, bias).unflatten(0, x.shape[:-1])
+    _check_unpacked(weight)
     return F.linear(x, weight, bias)
 
 
 def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor | None, approximate: Approximate) -> Tensor:
     """``gelu(x @ weight.T + bias)``; shapes as in `linear`."""
     if in_eager_inference(x) and _applies(x, weight):
-        return _LINEAR(x, weight, bias, "gelu", [], approximate)
+        return _LINEAR(_dense(x), _dense(weight), bias, "gelu", [], approximate)
     return gelu_(linear(x, weight, bias), approximate)
 
 
 def add_linear(residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``residual + x @ weight.T + bias``; the residual is (..., O), the others as in `linear`."""
     if in_eager_inference(x) and _applies(x, weight):
-        return _LINEAR.binary(x, residual, weight, bias, "add")
+        return _LINEAR.binary(_dense(x), residual, _dense(weight), bias, "add")
     return linear(x, weight, bias).add_(residual)
 
 
@@ -81,12 +130,38 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
     return linear(a, b.t()) if in_eager_inference(a) else a @ b
 
 
+def linear_of_each(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A `linear` of its own for each image.
+
+    Args:
+        x: (B, N, C).
+        weight: (B, O, C).
+        bias: (B, O).
+    """
+    if in_eager_inference(x) and x[0].numel() * weight.shape[1] >= _LARGE and _applies(x, weight):
+        mixed = x.new_empty(*x.shape[:2], weight.shape[1])
+        for result, *operands in zip(mixed, x, weight, bias, strict=True):
+            result.copy_(_LINEAR(*operands, "none", [], ""))
+        return mixed
+    return torch.baddbmm(bias[:, None], x, weight.transpose(1, 2))
+
+
+def bmm(a: Tensor, b: Tensor) -> Tensor:
+    """``a @ b`` of matrices (S, M, K) and (S, K, N), one by one if they are large: (S, M, N)."""
+    if in_eager_inference(a) and a[0].numel() * b.shape[2] >= _LARGE and _applies(a, b):
+        products = a.new_empty(a.shape[0], a.shape[1], b.shape[2])
+        for product, left, right in zip(products, _dense(a), _dense(b), strict=True):
+            product.copy_(_LINEAR(left, right.t(), None, "none", [], ""))
+        return products
+    return torch.bmm(a, b)
+
+
 class _Linear(torch.autograd.Function):
     """`linear` of a matrix (M, C), with a gradient; the backward pass is made of such products too."""
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return _LINEAR(x, weight, bias, "none", [], "")
+        return _LINEAR(_dense(x), _dense(weight), bias, "none", [], "")
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:

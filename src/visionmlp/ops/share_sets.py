@@ -7,6 +7,8 @@ code computes the same numbers several times slower.
 import torch
 from torch import Tensor
 
+from visionmlp.ops.product import bmm, matmul
+
 
 def mix_channels_first(x: Tensor, weight: Tensor) -> Tensor:
     """Tokens (B, C, N) times matrices (S, N, N), from the right and transposed: (B, C, N)."""
@@ -21,8 +23,8 @@ def mix_positions_first(x: Tensor, weight: Tensor) -> Tensor:
     tokens, batch, channels = x.shape
     sets = weight.shape[0]
     if sets == 1:
-        return torch.mm(weight[0], x.reshape(tokens, batch * channels)).view(tokens, batch, channels)
+        return matmul(weight[0], x.reshape(tokens, batch * channels)).view(tokens, batch, channels)
     sharing = channels // sets
     by_set = x.reshape(tokens, batch, sharing, sets).permute(3, 0, 1, 2).reshape(sets, tokens, batch * sharing)
-    mixed = torch.bmm(weight, by_set).view(sets, tokens, batch, sharing)
+    mixed = bmm(weight, by_set).view(sets, tokens, batch, sharing)
     return mixed.permute(1, 2, 3, 0).reshape(tokens, batch, channels)
