@@ -3,6 +3,7 @@
 from visionmlp import models  # noqa: F401  (registers every family)
 from visionmlp.errors import CheckpointMismatch, VisionMLPError
 from visionmlp.layers.fusible import Fusible, reparameterize
+from visionmlp.layers.packing import prepack
 from visionmlp.models.checkpoint import load_checkpoint, load_model, save_checkpoint
 from visionmlp.models.dense import dense_features
 from visionmlp.models.locality import add_locality
@@ -22,6 +23,7 @@ __all__ = [
     "load_checkpoint",
     "load_model",
     "load_official",
+    "prepack",
     "published_weights",
     "reparameterize",
     "save_checkpoint",

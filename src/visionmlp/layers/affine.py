@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from visionmlp.layers.norms import MapBatchNorm, MapGroupNorm
+from visionmlp.layers.norms import LayerStatistics, MapBatchNorm, MapGroupNorm
 from visionmlp.ops.fold import batchnorm_affine
 
 
@@ -54,7 +54,7 @@ def split_affine(norm: nn.Module) -> tuple[nn.Module, Tensor, Tensor]:
         return nn.Identity(), *batchnorm_affine(norm)
     statistics: nn.Module | None = None
     if isinstance(norm, nn.LayerNorm) and norm.elementwise_affine:
-        statistics = nn.LayerNorm(list(norm.normalized_shape), eps=norm.eps, elementwise_affine=False)
+        statistics = LayerStatistics(norm.normalized_shape[0], eps=norm.eps)
     elif isinstance(norm, MapGroupNorm) and norm.affine:
         statistics = MapGroupNorm(norm.num_channels, eps=norm.eps, affine=False)
     if statistics is None:

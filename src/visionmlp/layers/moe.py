@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from visionmlp.layers.auxiliary import AuxiliaryLoss
 from visionmlp.layers.linear import Linear
+from visionmlp.ops.gelu import gelu_
+from visionmlp.ops.product import linear_of_each
 
 
 class ExpertLinear(nn.Module):
@@ -30,7 +32,7 @@ class ExpertLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(E, n, C) to (E, n, O)."""
-        return torch.baddbmm(self.bias[:, None], x, self.weight.transpose(1, 2))
+        return linear_of_each(x, self.weight, self.bias)
 
 
 class Experts(nn.Module):
@@ -46,7 +48,8 @@ class Experts(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(E, n, D) to (E, n, D): ``n`` places for each expert."""
-        return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
+        hidden = gelu_(self.fc1(x), "tanh" if self.act.approximate == "tanh" else "none")
+        return self.drop(self.fc2(self.drop(hidden)))
 
     def total(self, sums: Tensor) -> Tensor:
         """Sums over the items of everyone who uses these experts: here of this process alone."""

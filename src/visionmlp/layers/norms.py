@@ -3,6 +3,8 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from visionmlp.ops.eager import in_eager_inference
+
 
 class MapBatchNorm(nn.Module):
     """BatchNorm over the last dimension of a map.
@@ -17,6 +19,21 @@ class MapBatchNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to (B, H, W, C)."""
         return self.bn(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+class LayerStatistics(nn.LayerNorm):
+    """A LayerNorm without scale and shift, which stand elsewhere in a deploy form."""
+
+    def __init__(self, dim: int, *, eps: float) -> None:
+        super().__init__(dim, eps=eps, elementwise_affine=False)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(..., C) to (..., C)."""
+        if not in_eager_inference(input):
+            return super().forward(input)
+        # PyTorch's CPU kernel takes twice the time without them
+        scale, shift = input.new_ones(self.normalized_shape), input.new_zeros(self.normalized_shape)
+        return F.layer_norm(input, self.normalized_shape, scale, shift, self.eps)
 
 
 class MapGroupNorm(nn.GroupNorm):

@@ -30,7 +30,7 @@ class PackedLinear(_Packed, Linear):
         nn.Module.__init__(self)
         self.in_features, self.out_features = layer.in_features, layer.out_features
         self._packed_weight = packed(layer.weight)
-        self.bias = layer.bias
+        self.bias = copy.deepcopy(layer.bias)
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
@@ -45,7 +45,7 @@ class PackedConv2d(_Packed):
         super().__init__()
         self.kernel = packed_kernel(layer)
         self.geometry = copy.copy(layer)
-        self.geometry._parameters = {**layer._parameters, "weight": None}
+        self.geometry._parameters = {"weight": None, "bias": copy.deepcopy(layer._parameters["bias"])}
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C', H', W')."""

@@ -33,7 +33,7 @@ from visionmlp.models.registry import IMAGENET, Published, Variant, register_fam
 from visionmlp.ops.eager import in_eager_inference
 from visionmlp.ops.product import linear as linear_product
 from visionmlp.ops.product import linear_of_each
-from visionmlp.ops.shift import Step, displaced
+from visionmlp.ops.shift import Step, displaced, write_displaced
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -109,13 +109,7 @@ def moved_channels(x: Tensor, moves: Sequence[Move]) -> Tensor:
     # padding, cutting and joining would write every value twice
     joined = x.new_empty(*x.shape[:3], sum(group.shape[3] for group in groups))
     for target, group, move in zip(joined.split([g.shape[3] for g in groups], 3), groups, moves, strict=True):
-        for dim, step in enumerate(move.step, 1):
-            size = x.shape[dim]
-            step = max(-size, min(step, size))
-            target.narrow(dim, size - step if step > 0 else 0, abs(step)).zero_()
-            target = target.narrow(dim, max(-step, 0), size - abs(step))
-            group = group.narrow(dim, max(step, 0), size - abs(step))
-        target.copy_(group)
+        write_displaced(target, group, move.step)
     return joined
 
 

@@ -55,12 +55,16 @@ def _applies(x: Tensor, weight: Tensor) -> bool:
     )
 
 
-def _check_unpacked(weight: Tensor) -> None:
-    if weight.is_mkldnn:
-        raise InvalidConfig(
-            "a packed model computes in eager inference only, on batches of its own dtype on the CPU; "
-            "call it under torch.inference_mode(), or use the model that it was packed from"
-        )
+def _unpacked(weight: Tensor, x: Tensor) -> Tensor:
+    """The weight for plain operators."""
+    if not weight.is_mkldnn:
+        return weight
+    if x.numel() == 0:
+        return weight.to_dense()
+    raise InvalidConfig(
+        "a packed model computes in eager inference only, on batches of its own dtype on the CPU; "
+        "call it under torch.inference_mode(), or use the model that it was packed from"
+    )
 
 
 def _dense(x: Tensor) -> Tensor:
@@ -87,7 +91,7 @@ def packed_kernel(conv: nn.Conv2d) -> Tensor:
 def packed_conv2d(x: Tensor, conv: nn.Conv2d, weight: Tensor) -> Tensor:
     """The convolution (B, C, H, W) with the kernel of `packed_kernel`; its bias and geometry are those of ``conv``."""
     if not (in_eager_inference(x) and _applies(x, weight)):
-        _check_unpacked(weight)
+        return F.conv2d(x, _unpacked(weight, x), conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups)
     return torch.ops.mkldnn._convolution_pointwise(
         x, weight, conv.bias, conv.padding, conv.stride, conv.dilation, conv.groups, "none", [], ""
     )
@@ -107,8 +111,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if is_eager(x) and x.dtype == torch.float32 and not weight.is_mkldnn and _applies(x, weight):
         # as a matrix: what a custom function returns must not be a view, or it could not be written to
         return _Linear.apply(x.flatten(0, -2), weight, bias).unflatten(0, x.shape[:-1])
-    _check_unpacked(weight)
-    return F.linear(x, weight, bias)
+    return F.linear(x, _unpacked(weight, x), bias)
 
 
 def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor | None, approximate: Approximate) -> Tensor:
@@ -138,7 +141,7 @@ def linear_of_each(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         weight: (B, O, C).
         bias: (B, O).
     """
-    if in_eager_inference(x) and x[0].numel() * weight.shape[1] >= _LARGE and _applies(x, weight):
+    if in_eager_inference(x) and x.shape[1:].numel() * weight.shape[1] >= _LARGE and _applies(x, weight):
         mixed = x.new_empty(*x.shape[:2], weight.shape[1])
         for result, *operands in zip(mixed, x, weight, bias, strict=True):
             result.copy_(_LINEAR(*operands, "none", [], ""))
@@ -148,7 +151,7 @@ def linear_of_each(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 def bmm(a: Tensor, b: Tensor) -> Tensor:
     """``a @ b`` of matrices (S, M, K) and (S, K, N), one by one if they are large: (S, M, N)."""
-    if in_eager_inference(a) and a[0].numel() * b.shape[2] >= _LARGE and _applies(a, b):
+    if in_eager_inference(a) and a.shape[1:].numel() * b.shape[2] >= _LARGE and _applies(a, b):
         products = a.new_empty(a.shape[0], a.shape[1], b.shape[2])
         for product, left, right in zip(products, _dense(a), _dense(b), strict=True):
             product.copy_(_LINEAR(left, right.t(), None, "none", [], ""))

@@ -1,0 +1,121 @@
+"""Products by oneDNN are the plain ones, wherever they are used and wherever they must not be."""
+
+import copy
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from visionmlp.errors import InvalidConfig
+from visionmlp.ops import product
+
+ONEDNN = product._LINEAR is not None
+needs_onednn = pytest.mark.skipif(not ONEDNN, reason="this PyTorch or this CPU has no oneDNN product")
+
+
+def close(result, expected):
+    """Equal to the rounding of a float32 sum of some dozens of products."""
+    assert result.shape == expected.shape
+    error = (result.double() - expected).abs().max() / expected.abs().max().clamp(min=1e-30)
+    assert error < 2e-6, float(error)
+
+
+def strided(x, how):
+    """The same values in another order of memory; "steps" leaves neither rows nor columns neighbours."""
+    if how == "transposed":
+        return x.transpose(-1, -2).contiguous().transpose(-1, -2)
+    if how == "steps":
+        return torch.stack([x, torch.zeros_like(x)], -1)[..., 0]
+    return x
+
+
+@pytest.mark.parametrize("how_x", ["contiguous", "transposed", "steps"])
+@pytest.mark.parametrize("how_weight", ["contiguous", "transposed", "steps"])
+def test_linear_layers_of_any_strides(how_x, how_weight):
+    x, weight, bias = torch.randn(3, 5, 34), torch.randn(18, 34), torch.randn(18)
+    residual = torch.randn(3, 5, 18)
+    expected = F.linear(x.double(), weight.double(), bias.double())
+    operands = strided(x, how_x), strided(weight, how_weight), bias
+    kept = copy.deepcopy(residual)
+    with torch.inference_mode():
+        close(product.linear(*operands), expected)
+        close(product.add_linear(residual, *operands), expected + residual.double())
+        for approximate in ("none", "tanh"):
+            close(product.linear_gelu(*operands, approximate), F.gelu(expected, approximate=approximate))
+    assert torch.equal(residual, kept)
+
+
+@pytest.mark.parametrize("shape", [(34,), (0, 34), (2, 0, 34), (1, 34), (2, 3, 4, 34)])
+def test_any_number_of_dimensions_and_no_rows(shape):
+    x, weight = torch.randn(shape), torch.randn(18, 34)
+    with torch.inference_mode():
+        assert product.linear(x, weight).shape == (*shape[:-1], 18)
+    assert product.linear(x.requires_grad_(), weight).shape == (*shape[:-1], 18)
+
+
+@pytest.mark.parametrize("side", [8, 80])
+def test_batched_products_of_both_sizes(side):
+    a, b = torch.randn(3, side, side), torch.randn(3, side, 2 * side)
+    bias = torch.randn(3, side)
+    each = a.double() @ b.double()
+    with torch.inference_mode():
+        close(product.bmm(a, b), each)
+        close(product.bmm(strided(a, "steps"), strided(b, "steps")), each)
+        close(product.matmul(a[0], b[0]), each[0])
+        # (B, N, C) = b's transpose, (B, O, C) = a
+        close(product.linear_of_each(b.transpose(1, 2), a, bias), each.transpose(1, 2) + bias.double()[:, None])
+
+
+def test_gradients_are_those_of_the_plain_layer():
+    x, weight, bias = (torch.randn(*shape, requires_grad=True) for shape in ((3, 5, 34), (18, 34), (18,)))
+    seed = torch.randn(3, 5, 18)
+    gradients = torch.autograd.grad(product.linear(x, weight, bias), (x, weight, bias), seed)
+    doubles = [value.detach().double().requires_grad_() for value in (x, weight, bias)]
+    expected = torch.autograd.grad(F.linear(*doubles), doubles, seed.double())
+    for gradient, reference in zip(gradients, expected, strict=True):
+        close(gradient, reference)
+
+
+def test_second_derivatives():
+    x, weight = torch.randn(4, 34, requires_grad=True), torch.randn(18, 34, requires_grad=True)
+
+    def penalty(x, weight, linear):
+        (gradient,) = torch.autograd.grad(linear(x, weight).tanh().sum(), x, create_graph=True)
+        return torch.autograd.grad(gradient.square().sum(), weight)[0]
+
+    doubles = [value.detach().double().requires_grad_() for value in (x, weight)]
+    close(penalty(x, weight, product.linear), penalty(*doubles, F.linear))
+
+
+def test_parts_that_need_no_gradient_get_none():
+    x, weight = torch.randn(4, 34), torch.randn(18, 34, requires_grad=True)
+    result = product.linear(x, weight)
+    result.add_(1)  # must be no view of the operator's own
+    result.sum().backward()
+    assert x.grad is None
+    close(weight.grad, torch.ones(18, 4).double() @ x.double())
+
+
+def test_autocast_decides_itself():
+    x, weight = torch.randn(4, 34), torch.randn(18, 34)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        assert product.linear(x, weight).dtype == torch.bfloat16
+
+
+def test_vmap_and_functional_gradients():
+    x, weight = torch.randn(6, 4, 34), torch.randn(18, 34)
+    close(torch.vmap(product.linear, (0, None))(x, weight), F.linear(x.double(), weight.double()))
+    gradient = torch.func.grad(lambda value: product.linear(x[0], value).sum())(weight)
+    close(gradient, torch.ones(18, 4).double() @ x[0].double())
+
+
+@needs_onednn
+def test_packed_weights_compute_the_same_in_eager_inference_only():
+    x, weight, bias = torch.randn(7, 34), torch.randn(18, 34), torch.randn(18)
+    packed = product.packed(weight)
+    with torch.inference_mode():
+        close(product.linear(x, packed, bias), F.linear(x.double(), weight.double(), bias.double()))
+    with pytest.raises(InvalidConfig, match="eager inference only"):
+        product.linear(x, packed, bias)
+    with torch.inference_mode(), pytest.raises(InvalidConfig, match="its own dtype"):
+        product.linear(x.bfloat16(), packed, bias)
