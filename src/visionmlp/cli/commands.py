@@ -19,15 +19,18 @@ from visionmlp.cli.options import (
     ModelOptions,
     ModelsOptions,
     PredictOptions,
+    ServedOptions,
 )
 from visionmlp.cli.parser import UsageError, add_fields, options_from
 from visionmlp.cli.train import add_train_options, train
+from visionmlp.errors import require
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from visionmlp.models.backbone import Backbone
     from visionmlp.models.checkpoint import CheckpointInfo
+    from visionmlp.tools.runtimes import SessionModel
 
 _PIPE_WIDTH = 200
 """Columns of a table that goes to a file or another program."""
@@ -79,7 +82,7 @@ def evaluate(options: EvalOptions) -> int:
     """Print a model's scores on a dataset."""
     from visionmlp.cli.evaluation import evaluate_model, scores_table
 
-    model, info = _load_trained(options)
+    model, info = _load_served(options)
     scores = evaluate_model(model, info, options)
     if options.json:
         _print_json(scores)
@@ -92,7 +95,7 @@ def predict(options: PredictOptions) -> int:
     """Print the classes of images; images that cannot be read are named on standard error."""
     from visionmlp.tools.predict import predict, predictions_table
 
-    model, info = _load_trained(options)
+    model, info = _load_served(options)
     predictions = list(
         predict(
             model,
@@ -160,44 +163,84 @@ def deploy(options: DeployOptions) -> int:
 
 
 def export(options: ExportOptions) -> int:
-    """Write an ONNX file and print how closely ONNX Runtime reproduces the model."""
-    from visionmlp.tools.export import export_onnx
+    """Write an exported file and print how closely its runtime reproduces the model."""
+    from visionmlp.tools.export import RUNNERS, export_model
+    from visionmlp.tools.predict import preprocessing_of
+    from visionmlp.tools.quantize import calibration_images
 
     if options.batch != "dynamic" and not options.batch.isdecimal():
         raise UsageError(f"--batch takes 'dynamic' or a number, got {options.batch!r}")
     model, info = _load(options)
-    errors = export_onnx(
+    calibration = None
+    if options.calibration is not None:
+        calibration = calibration_images(
+            options.calibration,
+            preprocessing_of(model, info),
+            count=options.calibration_images,
+            split=options.calibration_split,
+            root=options.data_root,
+        )
+    report = export_model(
         model,
         info,
         options.output,
+        format=options.format,
         form=options.form,
         batch="dynamic" if options.batch == "dynamic" else int(options.batch),
+        dynamic_size=options.dynamic_size,
+        dtype=options.dtype,
+        calibration=calibration,
         opset=options.opset,
         force=options.force,
     )
     if _is_fresh(options, info):
         _note(f"note: {info.model} has no trained weights; the file holds its structure, with random weights")
-    _note_float32(model)
-    for size, error in errors.items():
-        sys.stdout.write(f"ONNX Runtime at batch {size}: max relative error {error:.1e}\n")
-    sys.stdout.write(f"wrote {options.output} ({options.output.stat().st_size / 2**20:.1f} MiB)\n")
+    if options.dtype == "float32":
+        _note_float32(model)
+    if report.sides:
+        sys.stdout.write(f"takes images with sides from {report.sides.least} in steps of {report.sides.step} pixels\n")
+    for weights, checks in (("", report.checks), (", random weights", report.random_checks)):
+        for check in checks:
+            size = f", {check.size[0]}x{check.size[1]}" if report.sides else ""
+            sys.stdout.write(
+                f"{RUNNERS[report.format]} at batch {check.batch}{size}{weights}: max relative error "
+                f"{check.error:.1e}, limit {check.limit:.0e}\n"
+            )
+    if report.agreement:
+        sys.stdout.write(
+            f"int8 on {report.agreement.images} calibration images: same class as float32 for "
+            f"{report.agreement.top1:.1f} %, correlation of the logits {report.agreement.correlation:.3f}\n"
+        )
+    for path in report.files:
+        sys.stdout.write(f"wrote {path} ({path.stat().st_size / 2**20:.1f} MiB)\n")
     return 0
 
 
 def bench(options: BenchOptions) -> int:
-    """Measure and print; optionally write a CSV file."""
-    from contextlib import nullcontext
+    """Measure and print; optionally write a CSV file and a figure. Contenders that failed are named at the end."""
+    import contextlib
 
     from visionmlp.tools.bench import bench, bench_table, write_csv
     from visionmlp.tools.files import beside
+    from visionmlp.tools.plots import speed_figure
 
-    with beside(options.csv, force=options.force) if options.csv else nullcontext() as partial:
+    if options.profile:
+        return _bench_profile(options)
+    with contextlib.ExitStack() as files:
+        table, plot = (
+            files.enter_context(beside(path, force=options.force, suffix=suffix)) if path else None
+            for path, suffix in ((options.csv, ""), (options.plot, ".png"))
+        )
+        if plot:
+            require("matplotlib", extra="plots")  # now, not after the measurement
         result = bench(
             options.models,
             batch_sizes=options.batch_size,
-            dtype=options.dtype,
+            input_sizes=options.input_size,
+            dtypes=options.dtype,
             forms=options.form,
             runtimes=options.runtime,
+            training=options.training,
             compare=options.compare,
             seconds=options.seconds,
             threads=options.threads,
@@ -205,8 +248,45 @@ def bench(options: BenchOptions) -> int:
             channels_last=options.channels_last,
         )
         _console().print(bench_table(result))
+        if table:
+            write_csv(result, table)
+        if plot:
+            speed_figure([dataclasses.asdict(row) for row in result.measurements], plot, stamp=str(result.machine))
+    for path in (options.csv, options.plot):
+        if path:
+            sys.stdout.write(f"wrote {path}\n")
+    for contender, reason in result.failures.items():
+        _note(f"error: {contender}: {reason}")
+    return 2 if result.failures else 0
+
+
+def _bench_profile(options: BenchOptions) -> int:
+    from contextlib import nullcontext
+
+    from visionmlp.tools.files import beside
+    from visionmlp.tools.roofline import profile_models, profile_tables, write_profiles
+
+    if options.runtime != ("eager",) or options.training or "int8" in options.dtype or options.plot:
+        raise UsageError(
+            "--profile shows eager inference in float32 or bfloat16, as tables and CSV; leave out the rest"
+        )
+    with beside(options.csv, force=options.force) if options.csv else nullcontext() as partial:
+        profiles = profile_models(
+            options.models,
+            batch_sizes=options.batch_size,
+            input_sizes=options.input_size,
+            dtypes=options.dtype,
+            forms=options.form,
+            compare=options.compare,
+            seconds=options.seconds,
+            threads=options.threads,
+            device=options.device,
+            channels_last=options.channels_last,
+        )
+        for profile in profiles:
+            _console().print(profile_tables(profile))
         if partial:
-            write_csv(result, partial)
+            write_profiles(profiles, partial)
     if options.csv:
         sys.stdout.write(f"wrote {options.csv}\n")
     return 0
@@ -252,6 +332,7 @@ COMMANDS = {
         examples=[
             "eval runs/digits",
             "eval resmlp_s12 --checkpoint resmlp_12.pth --data imagenet/val --split validation",
+            "eval int8.xml --data imagenette/",
         ],
     ),
     "predict": _command(
@@ -263,7 +344,12 @@ COMMANDS = {
             "An image that cannot be read, or a folder without images, is named on standard error; the others are\n"
             "still predicted, and the exit code is 2."
         ),
-        examples=["predict runs/digits image.png folder/", "predict model.safetensors - --json < image.jpg"],
+        examples=[
+            "predict runs/digits image.png folder/",
+            "predict model.safetensors - --json < image.jpg",
+            "predict model.xml folder/ --threads 2",
+            "predict runs/digits folder/ --runtime onnxruntime",
+        ],
     ),
     "convert": _command(
         ConvertOptions,
@@ -297,31 +383,43 @@ COMMANDS = {
     "export": _command(
         ExportOptions,
         export,
-        summary="ONNX file, checked against ONNX Runtime",
+        summary="ONNX, OpenVINO, torch.export or a checkpoint, checked in its runtime",
         description=(
-            "Write a model as one ONNX file with its class names and preprocessing in metadata_props.\n"
-            "The file appears only if ONNX Runtime gives PyTorch's outputs, at batch 1 and 5 for a dynamic batch.\n"
+            "Write a model, with class names and preprocessing inside, for `visionmlp predict` and other programs.\n"
+            "The file appears only if its runtime gives PyTorch's outputs, at batch 1 and 5 for a dynamic batch:\n"
+            "within 1e-4 of the largest logit in float32; in bf16 and fp16 four times what PyTorch itself loses\n"
+            "to rounding. The same is tried with random weights first, since zero weights would let any graph pass.\n"
             "Of a model with fresh weights the structure is exported, with random weights."
         ),
-        examples=["export runs/digits --output digits.onnx", "export resmlp_s12 --output resmlp.onnx --batch 8"],
+        examples=[
+            "export runs/digits --output digits.onnx",
+            "export resmlp_s12 --output resmlp.xml --batch 8 --dtype bf16",
+            "export cyclemlp_b1 --output cyclemlp.pt2 --dynamic-size --form training",
+            "export runs/imagenette --output int8.xml --dtype int8 --calibration imagenette/",
+        ],
     ),
     "bench": _command(
         BenchOptions,
         bench,
         summary="speed, GEMM efficiency and memory",
         description=(
-            "Measure models in inference mode. All contenders take turns, so a machine whose speed drifts treats them\n"
-            "alike; latencies are medians after a warm-up.\n"
+            "Measure models. All contenders take turns, so a machine whose speed drifts treats them alike; latencies\n"
+            "are medians after a warm-up. docs/bench.md explains every option by example.\n"
             "  GEMM efficiency  2 x MACs x images/s over the GEMM rate. MACs are those of the form that is measured,\n"
             "                   matrix products and convolutions. The GEMM rate is the best of square matrix products\n"
-            "                   of side 1024, 2048 and 4096 in the same dtype, measured in turns with the models.\n"
+            "                   of side 1024, 2048 and 4096 in the same dtype (float32 for int8), by torch.matmul and\n"
+            "                   by oneDNN, measured in turns with the models.\n"
             "  peak MiB         weights, images and the largest sum of tensors alive in one call, as PyTorch's\n"
-            "                   allocator sees them; scratch memory inside matrix libraries is not in it."
+            "                   allocator sees them; scratch memory inside matrix libraries is not in it.\n"
+            "A contender that fails is named at the end, and the exit code is 2; the others are still measured."
         ),
         examples=[
             "bench repmlpnet_t224 resmlp_s24 mlpmixer_b16 --batch-size 1 8",
-            "bench resmlp_s24 --form deploy --compare timm --csv bench.csv",
-            "bench runs/digits --runtime eager compile --threads 1",
+            "bench resmlp_s24 --form deploy --compare timm peers --runtime eager openvino --plot speed.png",
+            "bench cyclemlp_b1 asmlp_t --form deploy --input-size 224 448 896 --batch-size 1 --plot sizes.png",
+            "bench resmlp_s24 --form deploy --dtype float32 bfloat16 int8 --runtime openvino --csv bench.csv",
+            "bench hiremlp_t --form deploy --batch-size 8 --profile",
+            "bench runs/digits --runtime eager compile --training --threads 1",
         ],
     ),
     "demo": _command(
@@ -349,6 +447,31 @@ def _load_trained(options: ModelOptions) -> "tuple[Backbone, CheckpointInfo]":
             f"note: {info.model} has fresh weights; give a run folder, a checkpoint file, --checkpoint or --pretrained"
         )
     return model, info
+
+
+def _load_served(options: ServedOptions) -> "tuple[Backbone | SessionModel, CheckpointInfo]":
+    """The same, in the runtime that the options name."""
+    import torch
+
+    from visionmlp.tools.runtimes import RUNTIMES, SessionModel, check_threads, open_session, session_of_model
+
+    path = Path(options.model)
+    check_threads(options.threads)
+    if path.suffix not in RUNTIMES and options.runtime in (None, "torch"):
+        if options.threads is not None:
+            torch.set_num_threads(options.threads)
+        return _load_trained(options)
+    if options.device != "cpu":
+        raise UsageError(f"exported models run on cpu here; leave out --device {options.device}")
+    if path.suffix in RUNTIMES:
+        if options.checkpoint is not None or options.pretrained:
+            raise UsageError(f"{path} holds weights already; give --checkpoint or --pretrained with a model name only")
+        session = open_session(path, runtime=options.runtime, threads=options.threads)
+    else:
+        model, info = _load_trained(options)
+        assert options.runtime in ("onnxruntime", "openvino")
+        session = session_of_model(model, info, runtime=options.runtime, threads=options.threads)
+    return SessionModel(session), session.metadata.info(options.model)
 
 
 def _is_fresh(options: ModelOptions, info: "CheckpointInfo") -> bool:

@@ -14,10 +14,11 @@ from visionmlp.models.backbone import Backbone
 from visionmlp.models.checkpoint import CheckpointInfo
 from visionmlp.recipes.classify import evaluate, read_config
 from visionmlp.tools.predict import preprocessing_of
+from visionmlp.tools.runtimes import SessionModel
 from visionmlp.tools.timing import open_device
 
 
-def evaluate_model(model: Backbone, info: CheckpointInfo, options: EvalOptions) -> dict[str, Any]:
+def evaluate_model(model: Backbone | SessionModel, info: CheckpointInfo, options: EvalOptions) -> dict[str, Any]:
     """Scores of a model: ``top1`` and ``top5`` in percent, ``loss``, ``images``, ``skipped``, ``images_per_second``.
 
     Without ``data`` the dataset is that of the run that the model lies in.

@@ -54,7 +54,21 @@ class ModelsOptions:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EvalOptions(ModelOptions):
+class ServedOptions(ModelOptions):
+    """Which model, and what runs it."""
+
+    model: str = option(MODEL_HELP + " or exported file (.onnx, .xml, .pt2)", metavar="MODEL", positional=True)
+    runtime: Literal["torch", "onnxruntime", "openvino"] | None = option(
+        "what runs the model; the last two export a model or checkpoint in memory; default: torch, or for an exported "
+        "file what it was exported for",
+        None,
+    )
+    threads: int | None = option("CPU threads; default: the runtime's choice", None)
+    device: str = option("cpu, cuda, cuda:1, ...; exported models run on cpu", "cpu", metavar="NAME")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvalOptions(ServedOptions):
     """Options of ``eval``."""
 
     data: str | None = option(
@@ -69,12 +83,11 @@ class EvalOptions(ModelOptions):
     on_bad_image: Literal["skip", "stop"] = option(
         "an image that cannot be read is named, then skipped or fatal", "stop"
     )
-    device: str = option("cpu, cuda, cuda:1, ...", "cpu", metavar="NAME")
     json: bool = option("JSON instead of a table", False)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PredictOptions(ModelOptions):
+class PredictOptions(ServedOptions):
     """Options of ``predict``."""
 
     inputs: tuple[str, ...] = option(
@@ -84,7 +97,6 @@ class PredictOptions(ModelOptions):
     )
     top_k: int = option("classes per image", 5)
     batch_size: int = option("images per step", 16)
-    device: str = option("cpu, cuda, cuda:1, ...", "cpu", metavar="NAME")
     json: bool = option("JSON instead of a table", False)
 
 
@@ -130,11 +142,30 @@ class DeployOptions(ModelOptions):
 class ExportOptions(ModelOptions):
     """Options of ``export``."""
 
-    output: Path = option("file to write", metavar="FILE.onnx")
+    output: Path = option(
+        "file to write: .onnx, .xml for OpenVINO (with its weights in .bin beside it), .pt2 for torch.export, or "
+        ".safetensors",
+        metavar="FILE",
+    )
+    format: Literal["onnx", "openvino", "pt2", "safetensors"] | None = option(
+        "what to write; default: what the output's suffix says", None
+    )
     form: Literal["deploy", "training"] = option(
         "the re-parameterised form, or the one with all its branches", "deploy"
     )
     batch: str = option("'dynamic', or the one batch size that the graph takes", "dynamic", metavar="dynamic|N")
+    dynamic_size: bool = option(
+        "a graph for images of many sizes, for AS-MLP, CycleMLP and Hire-MLP; the command says which", False
+    )
+    dtype: Literal["float32", "bf16", "fp16", "int8"] = option(
+        "precision: fp16 and bf16 halve files and weights (in OpenVINO fp16 is of the stored weights, bf16 of the "
+        "products); int8 is for OpenVINO and ONNX and needs --calibration",
+        "float32",
+    )
+    calibration: str | None = option("dataset that int8 takes its ranges from, as --data of eval", None, metavar="DATA")
+    calibration_split: Literal["train", "validation", "test"] = option("part of that dataset", "train")
+    calibration_images: int = option("images taken from it", 300)
+    data_root: Path | None = option("where a named dataset lies", None, metavar="FOLDER")
     opset: int | None = option("ONNX operator set; default: PyTorch's choice", None)
     force: bool = option("overwrite the output if it exists", False)
 
@@ -144,19 +175,33 @@ class BenchOptions:
     """Options of ``bench``."""
 
     models: tuple[str, ...] = option(MODEL_HELP + "; several are compared", metavar="MODEL", positional=True)
-    batch_size: tuple[int, ...] = option("images per call", (1, 8))
-    dtype: Literal["float32", "bfloat16"] = option("of weights and images, whatever the checkpoint holds", "float32")
+    batch_size: tuple[int, ...] = option("images per call; several are a sweep", (1, 8))
+    input_size: tuple[int, ...] = option(
+        "side of the images in pixels, several are a sweep; models that do not take it as they are get built for it; "
+        "default: each model's own",
+        (),
+    )
+    dtype: tuple[Literal["float32", "bfloat16", "int8"], ...] = option(
+        "of weights and images, whatever the checkpoint holds; int8 in openvino only", ("float32",)
+    )
     form: tuple[Literal["training", "deploy"], ...] = option(
         "forms to measure; a deploy checkpoint has only the second", ("training", "deploy")
     )
-    runtime: tuple[Literal["eager", "compile"], ...] = option("plain PyTorch, torch.compile, or both", ("eager",))
-    compare: Literal["none", "timm"] = option("also measure timm's model of the same architecture", "none")
+    runtime: tuple[Literal["eager", "packed", "compile", "cuda-graphs", "onnxruntime", "openvino"], ...] = option(
+        "plain PyTorch, deploy forms with packed weights, torch.compile, CUDA graphs, exported graphs", ("eager",)
+    )
+    training: bool = option("also measure a training step, forward and backward, eager or compiled", False)
+    compare: tuple[Literal["timm", "peers"], ...] = option(
+        "also measure timm's model of the same architecture, and well-known models of other kinds", ()
+    )
+    profile: bool = option("instead, show where the time goes layer by layer, against the roofline", False)
     seconds: float = option("time to measure each contender", 2.0)
     threads: int | None = option("CPU threads; default: PyTorch's choice", None)
     device: str = option("cpu, cuda, cuda:1, ...", "cpu", metavar="NAME")
     channels_last: bool = option("store images and convolution kernels channels last", False)
     csv: Path | None = option("also write the table to this file", None, metavar="FILE")
-    force: bool = option("overwrite the CSV file if it exists", False)
+    plot: Path | None = option("also draw speed and accuracy, or the sweeps, to this file", None, metavar="FILE.png")
+    force: bool = option("overwrite the files if they exist", False)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -28,14 +28,15 @@ from visionmlp.layers.fusible import is_training_form
 from visionmlp.models.backbone import Backbone
 from visionmlp.models.checkpoint import (
     CheckpointInfo,
-    default_preprocessing,
     load_model,
     save_checkpoint,
 )
 from visionmlp.models.registry import is_model
 from visionmlp.recipes.config import ClassifyConfig
 from visionmlp.tasks.classify import Classification
+from visionmlp.tools.predict import preprocessing_of
 from visionmlp.tools.report import write_confusion, write_report
+from visionmlp.tools.runtimes import SessionModel
 
 __all__ = ["ClassifyConfig", "Evaluation", "TrainResult", "build_model", "evaluate", "read_config", "train"]
 
@@ -92,7 +93,7 @@ def train(config: ClassifyConfig, *, resume: bool = False) -> TrainResult:
 
 
 def evaluate(
-    model: Backbone,
+    model: Backbone | SessionModel,
     info: CheckpointInfo,
     *,
     data: str,
@@ -105,7 +106,7 @@ def evaluate(
     """Evaluate a classifier, in either form, on the device that it is on.
 
     Args:
-        model: from `visionmlp.load_model`.
+        model: from `visionmlp.load_model`, or an exported file at work.
         info: says how images are prepared, and the names of the classes.
         data: dataset, as in `ClassifyConfig`; a folder may also hold the class folders themselves.
         data_root: as in `ClassifyConfig`.
@@ -123,7 +124,7 @@ def evaluate(
     source = open_evaluation_data(data, split=split, root=data_root, class_names=info.class_names)
     if len(source.class_names) > model.num_classes:
         raise DataError(f"{data} has {len(source.class_names)} classes, but the model {model.num_classes}")
-    preprocessing = Preprocessing(**_tuples(info.preprocessing or default_preprocessing(model)))
+    preprocessing = Preprocessing(**_tuples(preprocessing_of(model, info)))
     batches = EvaluationBatches(
         source,
         preprocessing.transform(),

@@ -13,7 +13,7 @@ from visionmlp.ops.fold import affine_of_linear, batchnorm_affine
 from visionmlp.recipes.classify import evaluate, train
 from visionmlp.recipes.published import digits
 from visionmlp.tools.certificate import certificate_table, deploy
-from visionmlp.tools.export import export_onnx
+from visionmlp.tools.export import export_model
 from visionmlp.tools.plots import kernel_rows
 
 EXPECTED_TOP1 = 98.0
@@ -77,8 +77,8 @@ def _run(output: Path, console: Console) -> None:
 
     console.rule("4  ship: ONNX, checked against ONNX Runtime")
     onnx_file = output / "model.onnx"
-    errors = export_onnx(model, info, onnx_file)
-    console.print(", ".join(f"batch {size}: relative error {error:.1e}" for size, error in errors.items()))
+    checks = export_model(model, info, onnx_file).checks
+    console.print(", ".join(f"batch {check.batch}: relative error {check.error:.1e}" for check in checks))
 
     console.rule("everything is here")
     for path, what in (

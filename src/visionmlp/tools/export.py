@@ -1,152 +1,371 @@
-"""ONNX export that is compared with ONNX Runtime before the file appears."""
+"""Export to ONNX, OpenVINO, PyTorch's program or a checkpoint; each file is run and compared before it appears."""
 
 import contextlib
 import copy
-import io
-import json
-import logging
-from collections.abc import Iterator
+import dataclasses
+import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import ModuleType
-from typing import Literal
+from typing import Literal, cast
 
+import numpy as np
 import torch
+from torch import Tensor
 
-from visionmlp.errors import InvalidConfig, VisionMLPError, require
+from visionmlp.errors import InvalidConfig
 from visionmlp.layers.fusible import is_training_form, reparameterize
 from visionmlp.models.backbone import Backbone
-from visionmlp.models.checkpoint import CheckpointInfo, default_preprocessing
+from visionmlp.models.checkpoint import CheckpointInfo, load_checkpoint, save_checkpoint
 from visionmlp.tools.certificate import randomise, relative_error
-from visionmlp.tools.files import beside
+from visionmlp.tools.files import OutputError, beside
+from visionmlp.tools.graphs import (
+    Batch,
+    ExportError,
+    Sides,
+    dynamic_sides,
+    example_images,
+    export_program,
+    onnx_program,
+    openvino_model,
+)
+from visionmlp.tools.quantize import quantize_onnx, quantize_openvino
+from visionmlp.tools.runtimes import (
+    Call,
+    Dtype,
+    ExportMetadata,
+    metadata_of,
+    open_session,
+    save_onnx,
+    save_openvino,
+    save_program,
+)
+
+Format = Literal["onnx", "openvino", "pt2", "safetensors"]
+Form = Literal["deploy", "training"]
+
+SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "openvino": ".xml", "pt2": ".pt2", "safetensors": ".safetensors"}
+DTYPES: dict[Format, tuple[Dtype, ...]] = {
+    "onnx": ("float32", "fp16", "int8"),  # ONNX Runtime has no bfloat16 products on CPUs
+    "openvino": ("float32", "bf16", "fp16", "int8"),
+    "pt2": ("float32", "bf16", "fp16"),
+    "safetensors": ("float32", "bf16", "fp16"),
+}
+RUNNERS: dict[Format, str] = {
+    "onnx": "ONNX Runtime",
+    "openvino": "OpenVINO",
+    "pt2": "torch.export's program",
+    "safetensors": "the checkpoint read back",
+}
+_TORCH_DTYPES: dict[Dtype, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 LIMIT = 1e-4
-"""Largest difference from ONNX Runtime that passes, relative to the largest logit: rounding is near 1e-6, a wrong graph
-near 1."""
-
+"""Largest difference from PyTorch in float32 that passes, relative to the largest logit: rounding is near 1e-6, a wrong
+graph near 1."""
+ROUNDINGS = 4
+"""In bf16 and fp16: how often as far from float32 as PyTorch's own model in that dtype."""
+LOWER_PRECISION_LIMIT = 0.2
+"""In bf16 and fp16 never more: a model that rounds so much is no use, and a wrong graph could hide there."""
+INT8_LIMIT = 0.7
+"""Least correlation with the float32 logits over the calibration images; that of a wrong graph is near 0."""
 CHECKED_BATCHES = (1, 5)
 
-Batch = int | Literal["dynamic"]
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Check:
+    """One comparison of a file with PyTorch in float32."""
+
+    batch: int
+    size: tuple[int, int]
+    """Height and width, pixels."""
+    error: float
+    """Largest difference relative to the largest logit."""
+    limit: float
 
 
-class ExportError(VisionMLPError):
-    """The exported graph does not compute what the model computes, or cannot be made."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """A quantised file against the float32 graph on the calibration images."""
+
+    images: int
+    top1: float
+    """Images for which both give the same class, percent."""
+    correlation: float
+    """Of the logits, each class's mean taken out."""
 
 
-def export_onnx(
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExportReport:
+    """What was written, and how far from PyTorch it is."""
+
+    format: Format
+    checks: list[Check]
+    """For int8: of the float32 graph that was quantised."""
+    random_checks: list[Check]
+    """The same export with random weights; empty if the file itself has them."""
+    sides: Sides | None
+    agreement: Agreement | None
+    files: list[Path]
+
+
+def format_of(output: Path, format: Format | None) -> Format:
+    """The format that is asked for, by default that of the output's suffix.
+
+    Raises:
+        OutputError: if the suffix is another format's, or none.
+    """
+    if format is None:
+        known: dict[str, Format] = {suffix: name for name, suffix in SUFFIXES.items()}
+        if output.suffix not in known:
+            raise OutputError(f"{output} must end in {', '.join(known)}, which name the formats {', '.join(SUFFIXES)}")
+        return known[output.suffix]
+    if output.suffix != SUFFIXES[format]:
+        raise OutputError(f"{output} must end in {SUFFIXES[format]} for --format {format}")
+    return format
+
+
+def export_model(
     model: Backbone,
     info: CheckpointInfo,
     output: Path,
     *,
-    form: Literal["deploy", "training"] = "deploy",
+    format: Format | None = None,
+    form: Form = "deploy",
     batch: Batch = "dynamic",
+    dynamic_size: bool = False,
+    dtype: Dtype = "float32",
+    calibration: Iterable[np.ndarray] | None = None,
     opset: int | None = None,
     force: bool = False,
-) -> dict[int, float]:
-    """Write a model as one ONNX file: input ``images`` (B, C, H, W), output ``logits`` (B, classes).
+) -> ExportReport:
+    """Write a model as one file (OpenVINO: two), from ``images`` (B, C, H, W) to ``logits`` (B, classes), both float32.
 
-    The file carries ``class_names`` and ``preprocessing`` as JSON in its ``metadata_props``, and appears only after
-    ONNX Runtime has given the model's own outputs for random images. A model with fresh weights is exported with
-    random ones (the model is changed): zero classifiers and tiny LayerScales would let any graph pass.
+    The file says model, form, dtype, class names, preprocessing and sizes, and appears only after it was run and gave
+    the model's own outputs for random images. The same is done before with random weights, since a wrong graph could
+    hide behind a zero classifier or tiny LayerScales. A model with fresh weights is exported with random ones itself
+    (the model is changed).
 
     Args:
-        model: in evaluation mode, on the CPU; in another precision than float32 it is converted first, so what is
-            compared and written is float32.
+        model: in evaluation mode, on the CPU; taken in float32, whatever its precision.
         info: where it came from.
-        output: ``.onnx`` file.
+        output: its suffix tells the format: ``.onnx``, ``.xml`` (weights in ``.bin`` beside it), ``.pt2``,
+            ``.safetensors``.
+        format: checked against the suffix.
         form: re-parameterised or as trained.
         batch: the one batch size that the graph takes, or "dynamic".
+        dynamic_size: a graph for all sizes of `dynamic_sides`.
+        dtype: "fp16" is half precision throughout, in OpenVINO of the stored weights only; "bf16" likewise, in OpenVINO
+            products in bfloat16 of float32 weights; "int8" needs ``calibration``.
+        calibration: images (N, C, H, W) float32, preprocessed as for evaluation.
         opset: ONNX operator set; None is PyTorch's choice.
         force: replace an existing file.
 
-    Returns:
-        Largest difference relative to the largest logit, for each batch size that was run.
-
     Raises:
-        ExportError: if the outputs differ, PyTorch cannot export the model, or ONNX Runtime cannot run it.
-        InvalidConfig: for a form that the model does not have, or an impossible batch size.
-        MissingExtra: without the packages of the ``export`` extra.
-        OutputError: if the output exists or cannot be written.
+        ExportError: if the outputs differ, the model cannot be exported, or the runtime cannot run it.
+        InvalidConfig: for a form that the model does not have, or a combination that no runtime can run.
+        MissingExtra: if a package is not installed.
+        OutputError: if the output exists, has another suffix or cannot be written.
     """
-    require("onnxscript", extra="export")
-    runtime = require("onnxruntime", extra="export")
+    output = Path(output)
+    format = format_of(output, format)
+    _check_options(format, batch, dynamic_size, dtype, calibration is not None, opset)
     if form == "training" and not is_training_form(model):
         raise InvalidConfig(f"{info.source} is in deploy form; its training form cannot be recovered")
-    if batch != "dynamic" and batch < 1:
-        raise InvalidConfig(f"batch must be 'dynamic' or at least 1, got {batch}")
+    sides = dynamic_sides(model) if dynamic_size else None
     fresh = info.source == CheckpointInfo(model=info.model, form=info.form).source
     if fresh:
         randomise(model)
     if next(model.parameters()).dtype != torch.float32:
         model = copy.deepcopy(model).float()
-    exported = reparameterize(model) if form == "deploy" else model
-    assert isinstance(exported, Backbone)
-    metadata = {
-        "model": info.model,
-        "form": form,
-        "class_names": json.dumps(info.class_names),
-        "preprocessing": json.dumps(info.preprocessing or default_preprocessing(model)),
-    }
-    with beside(output, force=force, suffix=".onnx") as partial:
-        _write(exported, partial, batch, opset, metadata)
-        errors: dict[int, float] = {}
-        with _explained(runtime, "load the exported model"):
-            session = runtime.InferenceSession(partial, providers=["CPUExecutionProvider"])
-        for size in CHECKED_BATCHES if batch == "dynamic" else (batch,):
-            images = torch.randn(size, model.config.in_chans, *model.config.img_size)
-            with torch.inference_mode():
-                reference = exported(images)
-            with _explained(runtime, f"run the exported model at batch {size}"):
-                (logits,) = session.run(None, {"images": images.numpy()})
-            errors[size] = relative_error(reference, torch.from_numpy(logits))
-            if not errors[size] <= LIMIT:
-                raise ExportError(
-                    f"ONNX Runtime gives other outputs than PyTorch at batch {size}: "
-                    f"relative error {errors[size]:.1e}, limit {LIMIT:.0e}; nothing was written"
-                )
-    return errors
+    plan = _Plan(info=info, format=format, form=form, batch=batch, sides=sides, dtype=dtype, opset=opset)
+    with _output(output, format, force) as partial:
+        random_checks: list[Check] = []
+        if not fresh and format != "safetensors":
+            twin = copy.deepcopy(model)
+            randomise(twin)
+            with tempfile.TemporaryDirectory() as folder:
+                random_checks = plan.write(twin, Path(folder) / f"twin{output.suffix}")
+        checks = plan.write(model, partial)
+        agreement = None
+        if calibration is not None:
+            agreement = plan.quantise(model, partial, calibration)
+    files = [output, output.with_suffix(".bin")] if format == "openvino" else [output]
+    return ExportReport(
+        format=format,
+        checks=checks,
+        random_checks=random_checks,
+        sides=sides,
+        agreement=agreement,
+        files=files,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """How a model is written and checked."""
+
+    info: CheckpointInfo
+    format: Format
+    form: Form
+    batch: Batch
+    sides: Sides | None
+    dtype: Dtype
+    opset: int | None
+
+    def write(self, model: Backbone, path: Path) -> list[Check]:
+        """Write a model in float32, in ``dtype`` but for int8, and compare the file with it.
+
+        Raises:
+            ExportError: if they differ.
+        """
+        reference = self._formed(model)
+        cast_model = reference
+        if self.dtype in _TORCH_DTYPES:
+            cast_model = copy.deepcopy(reference).to(_TORCH_DTYPES[self.dtype])
+        self._write_file(reference, cast_model, path)
+        call = _opened(path)
+        return [self._check(call, reference, cast_model, images) for images in self._images(model)]
+
+    def quantise(self, model: Backbone, path: Path, calibration: Iterable[np.ndarray]) -> Agreement:
+        """Replace the file in float32, which is right, by one in int8.
+
+        Raises:
+            ExportError: if the outputs have nothing to do with each other.
+        """
+        images = [np.asarray(part, dtype=np.float32) for part in calibration]
+        call = _opened(path)
+        exact = np.concatenate([call(part) for part in images])
+        if self.format == "onnx":
+            quantize_onnx(path, path, images)
+        else:
+            graph = quantize_openvino(openvino_model(self._program(self._formed(model))), images)
+            del call
+            for file in (path, path.with_suffix(".bin")):
+                file.unlink()  # not overwritten: the runtime may still map it
+            save_openvino(graph, path, self._metadata(model))
+        call = _opened(path)
+        agreement = _agreement(exact, np.concatenate([call(part) for part in images]))
+        if not agreement.correlation >= INT8_LIMIT:
+            raise ExportError(
+                f"in int8 the logits have a correlation of {agreement.correlation:.2f} with those in float32 on the "
+                f"calibration images, limit {INT8_LIMIT}; nothing was written"
+            )
+        return agreement
+
+    def _formed(self, model: Backbone) -> Backbone:
+        return cast("Backbone", reparameterize(model)) if self.form == "deploy" else model
+
+    def _program(self, model: Backbone) -> torch.export.ExportedProgram:
+        return export_program(model, example_images(model, self.batch, self.sides), batch=self.batch, sides=self.sides)
+
+    def _metadata(self, model: Backbone) -> ExportMetadata:
+        return metadata_of(model, self.info, dtype=self.dtype, batch=self.batch, sides=self.sides, form=self.form)
+
+    def _write_file(self, reference: Backbone, cast_model: Backbone, path: Path) -> None:
+        metadata = self._metadata(reference)
+        if self.format == "safetensors":
+            save_checkpoint(path, cast_model, class_names=self.info.class_names, preprocessing=metadata.preprocessing)
+        elif self.format == "openvino":
+            # it stores and computes in other precisions by itself
+            save_openvino(openvino_model(self._program(reference)), path, metadata)
+        elif self.format == "pt2":
+            save_program(self._program(cast_model), path, metadata)
+        else:
+            save_onnx(onnx_program(self._program(cast_model), opset=self.opset), path, metadata)
+
+    def _images(self, model: Backbone) -> Iterator[Tensor]:
+        """Random images: of each batch size to check, and of two sizes where that is dynamic."""
+        generator = torch.Generator().manual_seed(0)
+        sizes = [model.config.img_size]
+        if self.sides is not None:
+            step, least = self.sides.step, self.sides.least
+            sizes = [(least, least + step), (least + 2 * step, least)]
+        batches = CHECKED_BATCHES if self.batch == "dynamic" else (self.batch,)
+        for size in sizes:
+            for batch in batches:
+                yield torch.randn(batch, model.in_chans, *size, generator=generator)
+
+    def _check(self, call: Call, reference: Backbone, cast_model: Backbone, images: Tensor) -> Check:
+        logits = torch.from_numpy(call(images.numpy()))
+        limit = LIMIT
+        with torch.inference_mode():
+            exact = reference(images)
+            if cast_model is not reference:
+                rounded = cast_model(images.to(next(cast_model.parameters()).dtype)).float()
+                limit = min(max(LIMIT, ROUNDINGS * relative_error(exact, rounded)), LOWER_PRECISION_LIMIT)
+        error = relative_error(exact, logits)
+        batch, _, height, width = images.shape
+        if not error <= limit:
+            raise ExportError(
+                f"{RUNNERS[self.format]} gives other outputs than PyTorch at batch {batch}, {height}x{width}: "
+                f"relative error {error:.1e}, limit {limit:.0e}; nothing was written"
+            )
+        return Check(batch=batch, size=(height, width), error=error, limit=limit)
+
+
+def _check_options(
+    format: Format, batch: Batch, dynamic_size: bool, dtype: Dtype, calibration: bool, opset: int | None
+) -> None:
+    if batch != "dynamic" and batch < 1:
+        raise InvalidConfig(f"batch must be 'dynamic' or at least 1, got {batch}")
+    if dtype not in DTYPES[format]:
+        able = [name for name, dtypes in DTYPES.items() if dtype in dtypes]
+        raise InvalidConfig(
+            f"{dtype} cannot run in {format} files here; use the format {' or '.join(able)}, "
+            f"or the dtype {' or '.join(DTYPES[format])}"
+        )
+    if opset is not None and format != "onnx":
+        raise InvalidConfig(f"opset is for ONNX; leave it out for {format}")
+    if format == "safetensors" and (batch != "dynamic" or dynamic_size):
+        raise InvalidConfig("a checkpoint takes what the model takes; leave out batch and dynamic size")
+    if (dtype == "int8") != calibration:
+        raise InvalidConfig(
+            "int8 needs calibration images" if dtype == "int8" else f"calibration is for int8; leave it out for {dtype}"
+        )
+
+
+def _opened(path: Path) -> Call:
+    """What a written file computes."""
+    if path.suffix != ".safetensors":
+        return open_session(path)
+    model, _ = load_checkpoint(path)
+    dtype = next(model.parameters()).dtype
+
+    @torch.inference_mode()
+    def call(images: np.ndarray) -> np.ndarray:
+        return model(torch.from_numpy(images).to(dtype)).float().numpy()
+
+    return call
+
+
+def _agreement(exact: np.ndarray, quantised: np.ndarray) -> Agreement:
+    centred = [logits - logits.mean(0) for logits in (exact, quantised)]
+    norms = [float(np.linalg.norm(logits)) for logits in centred]
+    return Agreement(
+        images=len(exact),
+        top1=100 * float((exact.argmax(1) == quantised.argmax(1)).mean()),
+        correlation=float((centred[0] * centred[1]).sum()) / max(norms[0] * norms[1], np.finfo(np.float32).tiny),
+    )
 
 
 @contextlib.contextmanager
-def _explained(runtime: ModuleType, action: str) -> Iterator[None]:
-    """Turn ONNX Runtime's own errors, which share no base, into one line."""
-    values = vars(runtime.capi.onnxruntime_pybind11_state).values()
+def _output(output: Path, format: Format, force: bool) -> Iterator[Path]:
+    """The file that takes the output's place in the end; for OpenVINO with its weights."""
+    if format != "openvino":
+        with beside(output, force=force, suffix=SUFFIXES[format]) as partial:
+            yield partial
+        return
+    weights = output.with_suffix(".bin")
+    renamed = False
     try:
-        yield
-    except tuple(value for value in values if isinstance(value, type) and issubclass(value, Exception)) as error:
-        reason = " ".join(str(error).split())
-        raise ExportError(f"ONNX Runtime cannot {action}: {reason}; nothing was written") from error
-
-
-def _write(model: Backbone, path: Path, batch: Batch, opset: int | None, metadata: dict[str, str]) -> None:
-    config = model.config
-    # two, not one: torch.export takes a batch of one for a constant
-    images = torch.randn(2 if batch == "dynamic" else batch, config.in_chans, *config.img_size)
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        # the exporter reports its steps on standard output
-        with contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
-            program = torch.onnx.export(
-                model,
-                (images,),
-                dynamo=True,
-                verbose=False,
-                opset_version=opset,
-                input_names=["images"],
-                output_names=["logits"],
-                dynamic_shapes=({0: torch.export.Dim("batch")},) if batch == "dynamic" else None,
-            )
-            assert program is not None
-            written = program.model.opset_imports.get("")
-            if opset is not None and written != opset:
-                # the exporter goes on with the nearest that it can write
-                raise ExportError(f"PyTorch cannot export to opset {opset}, it gives {written}; nothing was written")
-            program.model.metadata_props.update(metadata)
-            program.save(path, external_data=False)
-    except torch.onnx.errors.OnnxExporterError as error:
-        raise ExportError(f"PyTorch cannot export this model: {str(error).splitlines()[0]}") from error
+        with beside(output, force=force, suffix=SUFFIXES[format]) as partial:
+            # renamed first: without its description a file of weights is no model
+            with beside(weights, force=force) as partial_weights:
+                assert partial_weights == partial.with_suffix(".bin")
+                yield partial
+                # at no time may an old description stand beside new weights
+                output.unlink(missing_ok=True)
+            renamed = True
+        renamed = False
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        if renamed:
+            weights.unlink(missing_ok=True)

@@ -19,6 +19,7 @@ from torch import Tensor
 from visionmlp.errors import CheckpointError, InvalidConfig
 from visionmlp.models.backbone import Backbone
 from visionmlp.models.checkpoint import CheckpointInfo, default_preprocessing
+from visionmlp.tools.runtimes import SessionModel
 from visionmlp.tools.timing import open_device
 
 STDIN = "-"
@@ -57,7 +58,7 @@ def find_images(inputs: Iterable[str]) -> Iterator[str]:
         yield from map(str, files or [folder])
 
 
-def class_names_of(model: Backbone, info: CheckpointInfo) -> list[str]:
+def class_names_of(model: Backbone | SessionModel, info: CheckpointInfo) -> list[str]:
     """Names from the checkpoint; ImageNet's for an authors' file with its 1000 classes; else "class N"."""
     if info.class_names:
         return info.class_names
@@ -67,17 +68,20 @@ def class_names_of(model: Backbone, info: CheckpointInfo) -> list[str]:
     return [f"class {index}" for index in range(model.num_classes)]
 
 
-def preprocessing_of(model: Backbone, info: CheckpointInfo) -> dict[str, Any]:
+def preprocessing_of(model: Backbone | SessionModel, info: CheckpointInfo) -> dict[str, Any]:
     """Arguments of ``timm.data.create_transform``: the checkpoint's, or those of the published weights.
 
     Raises:
         CheckpointError: if they do not fit the model's channels.
         InvalidConfig: if no image file has the model's channels.
     """
-    channels = model.config.in_chans
+    channels = model.in_chans
     if channels not in (1, 3):
         raise InvalidConfig(f"{info.model} takes {channels} channels; an image file gives 1 or 3")
-    preprocessing = info.preprocessing or default_preprocessing(model)
+    preprocessing = info.preprocessing
+    if not preprocessing:
+        assert isinstance(model, Backbone)  # an exported file always has some
+        preprocessing = default_preprocessing(model)
     for key in ("mean", "std"):
         values = preprocessing.get(key, ())
         if len(values) != channels:
@@ -89,7 +93,7 @@ def preprocessing_of(model: Backbone, info: CheckpointInfo) -> dict[str, Any]:
 
 
 def predict(
-    model: Backbone,
+    model: Backbone | SessionModel,
     info: CheckpointInfo,
     inputs: Iterable[str],
     *,
@@ -100,7 +104,7 @@ def predict(
     """Predictions in the order of the images; one that cannot be read, or a folder without any, has an ``error``.
 
     Args:
-        model: in evaluation mode.
+        model: in evaluation mode, or an exported file at work.
         info: class names and preprocessing.
         inputs: image files, folders, or ``-`` for standard input.
         top_k: classes per image, most probable first.
@@ -122,7 +126,7 @@ def predict(
     transform = create_transform(**preprocessing_of(model, info), is_training=False)
     images = find_images(inputs)
     while chunk := list(itertools.islice(images, batch_size)):
-        tensors: list[Tensor | str] = [_read(name, transform, model.config.in_chans) for name in chunk]
+        tensors: list[Tensor | str] = [_read(name, transform, model.in_chans) for name in chunk]
         readable = [tensor for tensor in tensors if isinstance(tensor, Tensor)]
         scores = iter(_scores(model, readable, names, top_k, place))
         for name, tensor in zip(chunk, tensors, strict=True):
@@ -163,7 +167,7 @@ def _read(name: str, transform: Any, channels: int) -> Tensor | str:
 
 @torch.inference_mode()
 def _scores(
-    model: Backbone, images: list[Tensor], names: list[str], top_k: int, device: torch.device
+    model: Backbone | SessionModel, images: list[Tensor], names: list[str], top_k: int, device: torch.device
 ) -> list[list[ClassScore]]:
     if not images:
         return []

@@ -1,0 +1,194 @@
+"""A model as a graph: PyTorch's exported program, and from it ONNX and OpenVINO.
+
+All graphs take ``images`` (B, C, H, W) and give ``logits`` (B, classes), both float32, whatever they compute in.
+"""
+
+import contextlib
+import dataclasses
+import io
+import logging
+import math
+import warnings
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from visionmlp.errors import InvalidConfig, VisionMLPError, require
+from visionmlp.models.backbone import Backbone
+from visionmlp.models.hiremlp import HireMLPConfig
+
+if TYPE_CHECKING:
+    import openvino
+
+Batch = int | Literal["dynamic"]
+
+_LOGGERS = ("torch.onnx", "torch.export", "torch.fx.experimental.symbolic_shapes", "onnxscript", "onnx_ir")
+
+
+class ExportError(VisionMLPError):
+    """The exported graph does not compute what the model computes, or cannot be made or run."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sides:
+    """Image sides that a graph of dynamic size takes: multiples of a step."""
+
+    step: int
+    """Pixels."""
+    least: int
+    """Smallest side, pixels."""
+
+    def fits(self, side: int) -> bool:
+        """Whether the graph takes images of this height or width."""
+        return side >= self.least and side % self.step == 0
+
+
+def dynamic_sides(model: Backbone) -> Sides:
+    """Image sides that one graph of this model can take.
+
+    Multiples of the last stride: padding that depends on the rest would be fixed when the graph is made. For Hire-MLP
+    also of its regions, so that every region is full.
+
+    Raises:
+        InvalidConfig: for a model that takes one size, and for windows.
+    """
+    if model.input_sizes == "fixed":
+        height, width = model.config.img_size
+        raise InvalidConfig(
+            f"{model.name} has matrices over all positions and takes {height}x{width} only; leave out dynamic size"
+        )
+    if model.input_sizes == "multiples":
+        raise InvalidConfig(
+            f"{model.name} takes larger images in windows, whose number a graph has to know; "
+            "leave out dynamic size and build the model with the img_size that it will see"
+        )
+    step = model.strides[-1]
+    if isinstance(model.config, HireMLPConfig):
+        step = math.lcm(*(stride * size for stride, size in zip(model.strides, model.config.region_sizes, strict=True)))
+    return Sides(step=step, least=step * -(-max(2 * model.strides[-1], model.least_side) // step))
+
+
+def example_images(model: Backbone, batch: Batch, sides: Sides | None) -> Tensor:
+    """Random images that a graph can be made with."""
+    height, width = model.config.img_size
+    if sides is not None:
+        # all different, and none the smallest: equal or special values would be taken for constants
+        rows = max(height, sides.least) // sides.step + 1
+        height, width = rows * sides.step, (rows + 1) * sides.step
+    return torch.randn(2 if batch == "dynamic" else batch, model.in_chans, height, width)
+
+
+def export_program(model: nn.Module, images: Tensor, *, batch: Batch, sides: Sides | None = None) -> ExportedProgram:
+    """PyTorch's graph of a model.
+
+    Args:
+        model: in evaluation mode, on the CPU, in the dtype that it is to compute in.
+        images: float32, of a size and number that the graph will take.
+        batch: "dynamic", or the one batch size.
+        sides: for a graph of dynamic size.
+
+    Raises:
+        ExportError: if PyTorch cannot.
+    """
+    shapes = {}
+    if batch == "dynamic":
+        shapes[0] = Dim("batch", min=1)
+    if sides is not None:
+        least = sides.least // sides.step
+        shapes |= {2: sides.step * Dim("rows", min=least), 3: sides.step * Dim("columns", min=least)}
+    dtype = next(model.parameters()).dtype
+    module = model if dtype == torch.float32 else _Float32Interface(model, dtype).eval()
+    try:
+        with quiet(), torch.no_grad():
+            return torch.export.export(module, (images,), dynamic_shapes=(shapes,) if shapes else None)
+    except (RuntimeError, AssertionError) as error:
+        raise ExportError(f"PyTorch cannot export this model: {_first_line(error)}") from error
+
+
+def onnx_program(program: ExportedProgram, *, opset: int | None = None) -> torch.onnx.ONNXProgram:
+    """The graph in ONNX.
+
+    Args:
+        program: from `export_program`.
+        opset: operator set; None is PyTorch's choice.
+
+    Raises:
+        ExportError: for an operator set that cannot be had.
+        MissingExtra: without the packages of the ``export`` extra.
+    """
+    require("onnxscript", extra="export")
+    try:
+        with quiet(), torch.no_grad():
+            result = torch.onnx.export(
+                program,
+                dynamo=True,
+                verbose=False,
+                opset_version=opset,
+                input_names=["images"],
+                output_names=["logits"],
+            )
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise ExportError(f"PyTorch cannot export this model: {_first_line(error)}") from error
+    assert result is not None
+    written = result.model.opset_imports.get("")
+    if opset is not None and written != opset:
+        # the exporter goes on with the nearest that it can write
+        raise ExportError(f"PyTorch cannot export to opset {opset}, it gives {written}; nothing was written")
+    return result
+
+
+def openvino_model(program: ExportedProgram) -> "openvino.Model":
+    """The graph in OpenVINO.
+
+    Args:
+        program: from `export_program`, of a model in float32 or float16.
+
+    Raises:
+        ExportError: if OpenVINO lacks an operator.
+        MissingExtra: without OpenVINO.
+    """
+    openvino = require("openvino", extra="openvino")
+    try:
+        with quiet(), torch.no_grad():
+            model = openvino.convert_model(program)
+    except Exception as error:  # its converter raises what its parts raise
+        raise ExportError(f"OpenVINO cannot take this model: {_first_line(error)}") from error
+    model.input(0).get_tensor().set_names({"images"})
+    model.output(0).get_tensor().set_names({"logits"})
+    return model
+
+
+class _Float32Interface(nn.Module):
+    """Takes and gives float32, whatever the model computes in."""
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.model = model
+        self.dtype = dtype
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, classes)."""
+        return self.model(images.to(self.dtype)).float()
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without what exporters report on standard output, in logs and as warnings."""
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
