@@ -1,8 +1,11 @@
 """The residual block that all vision MLPs share."""
 
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 
 from torch import Tensor, nn
+
+from visionmlp.layers.linear import add_linear
 
 
 class Block(nn.Module):
@@ -42,6 +45,20 @@ def deployed_block(spatial: nn.Module, channel: nn.Module) -> nn.Sequential:
     return nn.Sequential(OrderedDict(spatial=spatial, channel=channel))
 
 
+class ProjectedMixer(nn.Module, ABC):
+    """A spatial mixer that ends with a linear layer: ``proj(mix(x))``. Layout (B, H, W, C)."""
+
+    proj: nn.Linear
+
+    @abstractmethod
+    def mix(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) to (B, H, W, C)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) to (B, H, W, C)."""
+        return self.proj(self.mix(x))
+
+
 class DeployedResidual(nn.Module):
     """Residual part of a deploy form, ``x + mixer(norm(x))``, computed batch-first. Layout (B, H, W, C)."""
 
@@ -54,4 +71,6 @@ class DeployedResidual(nn.Module):
         """(B, H, W, C) to (B, H, W, C)."""
         # embeddings give a view of another memory order, which every later sum would keep
         x = x.contiguous()
+        if isinstance(self.mixer, ProjectedMixer):
+            return add_linear(x, self.mixer.mix(self.norm(x)), self.mixer.proj)
         return self.mixer(self.norm(x)).add_(x)

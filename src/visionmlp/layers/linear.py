@@ -23,6 +23,13 @@ def linear_gelu(x: Tensor, layer: nn.Linear, approximate: Literal["none", "tanh"
     return gelu_(layer(x), approximate)
 
 
+def linear_relu(x: Tensor, layer: nn.Linear) -> Tensor:
+    """``relu(layer(x))`` as one operator, if the layer is an ordinary one; it may be a quantiser's."""
+    if isinstance(layer, Linear):
+        return product.linear_relu(x, layer.weight, layer.bias)
+    return layer(x).relu_()
+
+
 def add_linear(residual: Tensor, x: Tensor, layer: nn.Linear) -> Tensor:
     """``residual + layer(x)`` as one operator, if the layer is an ordinary one; it may be a quantiser's."""
     if isinstance(layer, Linear):

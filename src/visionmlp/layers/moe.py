@@ -118,7 +118,8 @@ def assign_places(experts: Tensor, count: int, capacity: int) -> Places:
     """
     batch = experts.shape[0]
     choices = experts.transpose(1, 2).flatten(1)
-    taken = (choices[..., None] == torch.arange(count, device=experts.device)).cumsum(1)
+    # as integers before they are counted: OpenVINO would count in bytes, up to 255
+    taken = (choices[..., None] == torch.arange(count, device=experts.device)).long().cumsum(1)
     place = taken.gather(2, choices[..., None]).squeeze(2) - 1
     images = torch.arange(batch, device=experts.device)[:, None]
     kept = place < capacity

@@ -22,13 +22,14 @@ from visionmlp.layers.affine import split_affine
 from visionmlp.layers.block import Block, deployed_block
 from visionmlp.layers.channel_mlp import ChannelMLP, DeployedMapMLP, InplaceGELU
 from visionmlp.layers.fusible import Fusible, linear
-from visionmlp.layers.linear import Linear
+from visionmlp.layers.linear import Linear, add_linear
 from visionmlp.layers.norms import MapGroupNorm
 from visionmlp.models.backbone import BackboneConfig, FusibleBackbone, MapStage, drop_path_rates
 from visionmlp.models.official_layout import CONV1X1, SAME, OfficialEntry
 from visionmlp.models.registry import IMAGENET, Published, Variant, register_family
+from visionmlp.ops.eager import in_eager_inference
 from visionmlp.ops.fold import linear_of_affine
-from visionmlp.ops.shift import displaced
+from visionmlp.ops.shift import displaced, write_displaced
 
 ROWS, COLUMNS = 1, 2
 """Axes of a map along which it is shifted."""
@@ -97,12 +98,16 @@ def axial_shift(x: Tensor, axis: int, *, size: int, dilation: int) -> Tensor:
     Returns:
         (B, H, W, C).
     """
-    moved = []
-    for i, group in enumerate(x.split(-(-x.shape[-1] // size), -1)):
-        # what moves towards position 0 is read further on
-        step = (size // 2 - i) * dilation
-        moved.append(displaced(group, (step, 0) if axis == ROWS else (0, step)))
-    return torch.cat(moved, -1)
+    groups = x.split(-(-x.shape[-1] // size), -1)
+    # what moves towards position 0 is read further on
+    ways = [(size // 2 - i) * dilation for i in range(len(groups))]
+    steps = [(way, 0) if axis == ROWS else (0, way) for way in ways]
+    if not in_eager_inference(x):
+        return torch.cat([displaced(group, step) for group, step in zip(groups, steps, strict=True)], -1)
+    moved = torch.empty_like(x, memory_format=torch.contiguous_format)
+    for target, group, step in zip(moved.split(groups[0].shape[-1], -1), groups, steps, strict=True):
+        write_displaced(target, group, step)
+    return moved
 
 
 class ShiftedLinear(Linear):
@@ -159,7 +164,7 @@ class DeployedAxialShift(nn.Module):
         """(B, H, W, C) to (B, H, W, C)."""
         hidden = self.act(self.norm1(self.fc1(self.norm(x))))
         mixed = self.act(self.horizontal(hidden)).add_(self.act(self.vertical(hidden)))
-        return self.fc2(self.norm2(mixed)).add_(x)
+        return add_linear(x, self.norm2(mixed), self.fc2)
 
     @staticmethod
     def fold(mixer: AxialShift, norm: MapGroupNorm) -> "DeployedAxialShift":

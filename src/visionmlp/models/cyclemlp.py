@@ -21,7 +21,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from visionmlp.layers.block import Block, DeployedResidual, deployed_block
+from visionmlp.layers.block import Block, DeployedResidual, ProjectedMixer, deployed_block
 from visionmlp.layers.channel_mlp import ChannelMLP, DeployedMapMLP
 from visionmlp.layers.fusible import Fusible, linear, parameter
 from visionmlp.layers.linear import Linear
@@ -139,7 +139,7 @@ class CycleFC(Linear):
         return f"{self.in_features}, steps={self.steps}"
 
 
-class CycleMixer(nn.Module):
+class CycleMixer(ProjectedMixer):
     """Two Cycle FCs and a linear layer side by side, summed and projected."""
 
     def __init__(
@@ -152,9 +152,9 @@ class CycleMixer(nn.Module):
         self.reweight = reweight
         self.proj = proj
 
-    def forward(self, x: Tensor) -> Tensor:
+    def mix(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to (B, H, W, C)."""
-        return self.proj(self.reweight(self.mix_w(x), self.mix_h(x), self.mix_c(x)))
+        return self.reweight(self.mix_w(x), self.mix_h(x), self.mix_c(x))
 
 
 class JointInput(nn.Module):

@@ -25,7 +25,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from visionmlp.layers.affine import split_affine
-from visionmlp.layers.block import Block, DeployedResidual, deployed_block
+from visionmlp.layers.block import Block, DeployedResidual, ProjectedMixer, deployed_block
 from visionmlp.layers.channel_mlp import ChannelMLP, DeployedMapMLP
 from visionmlp.layers.fusible import Fusible, linear
 from visionmlp.layers.grid_mixer import GridMixer
@@ -206,7 +206,7 @@ class DynaMixerOp(nn.Module):
         return folded
 
 
-class DynaMixing(nn.Module):
+class DynaMixing(ProjectedMixer):
     """Column, row and channel mixing, summed; then a linear layer (Eq. 9, Fig. 2)."""
 
     def __init__(self, config: DynaMixerConfig, stage: int) -> None:
@@ -220,12 +220,12 @@ class DynaMixing(nn.Module):
         self.reweight = Reweight(dim, branches) if config.reweight else PlainSum()
         self.proj = Linear(dim, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def mix(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to (B, H, W, C)."""
         branches = [branch(x) for branch in (self.column, self.row, self.channel) if branch is not None]
         if self.shared and self.column is not None:
             branches.insert(1, self.column(x.transpose(1, 2)).transpose(1, 2))
-        return self.proj(self.reweight(*branches))
+        return self.reweight(*branches)
 
     def with_input_affine(self, scale: Tensor, shift: Tensor) -> "DynaMixing":
         """This of ``x * scale + shift``; the vectors are (C,)."""

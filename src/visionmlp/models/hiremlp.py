@@ -17,10 +17,10 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from visionmlp.layers.affine import split_affine
-from visionmlp.layers.block import Block, DeployedResidual, deployed_block
+from visionmlp.layers.block import Block, DeployedResidual, ProjectedMixer, deployed_block
 from visionmlp.layers.channel_mlp import ChannelMLP, DeployedMapMLP
 from visionmlp.layers.fusible import Fusible, linear, parameter
-from visionmlp.layers.linear import Linear
+from visionmlp.layers.linear import Linear, linear_relu
 from visionmlp.layers.norms import MapBatchNorm
 from visionmlp.layers.patch_embed import ConvEmbed
 from visionmlp.layers.reweight import PlainSum, Reweight
@@ -211,11 +211,13 @@ class DeployedRegionMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to (B, H, W, C)."""
-        hidden = self.fc1(self.regions.gather(x))
-        if self.shift is not None:
+        gathered = self.regions.gather(x)
+        if self.shift is None:
+            hidden = linear_relu(gathered, self.fc1)
+        else:
             occupied = self.regions.gather(x.new_ones(1, *x.shape[1:3], 1))
-            hidden = hidden + occupied @ self.shift
-        return self.regions.scatter(self.fc2(self.act(hidden)), x.shape[self.regions.axis])
+            hidden = self.act(self.fc1(gathered) + occupied @ self.shift)
+        return self.regions.scatter(self.fc2(hidden), x.shape[self.regions.axis])
 
     @staticmethod
     def fold(mlp: RegionMLP, scale: Tensor, shift: Tensor) -> "DeployedRegionMLP":
@@ -234,7 +236,7 @@ class DeployedRegionMLP(nn.Module):
         )
 
 
-class HireMixer(nn.Module):
+class HireMixer(ProjectedMixer):
     """Hire module: the regions of rows, those of columns and the channels, summed and projected."""
 
     def __init__(
@@ -247,9 +249,9 @@ class HireMixer(nn.Module):
         self.reweight = reweight
         self.proj = proj
 
-    def forward(self, x: Tensor) -> Tensor:
+    def mix(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to (B, H, W, C)."""
-        return self.proj(self.reweight(self.mix_h(x), self.mix_w(x), self.mix_c(x)))
+        return self.reweight(self.mix_h(x), self.mix_w(x), self.mix_c(x))
 
     def folded(self, scale: Tensor, shift: Tensor) -> "HireMixer":
         """``self(x * scale + shift)`` without a norm; the vectors are (C,)."""

@@ -18,7 +18,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from visionmlp.layers.affine import split_affine
-from visionmlp.layers.block import Block, DeployedResidual, deployed_block
+from visionmlp.layers.block import Block, DeployedResidual, ProjectedMixer, deployed_block
 from visionmlp.layers.channel_mlp import ChannelMLP, DeployedMapMLP
 from visionmlp.layers.fusible import Fusible
 from visionmlp.layers.grid_mixer import GridMixer
@@ -70,7 +70,7 @@ class SegmentLinear(GridMixer):
         return resize_axis(resize_axis(tokens, 2, new, summed=True), 0, new).flatten(2).flatten(0, 1)
 
 
-class PermuteMLP(nn.Module):
+class PermuteMLP(ProjectedMixer):
     """Mixing along height, width and channels, summed; then a linear layer."""
 
     def __init__(self, dim: int, grid: Grid, *, segments: int, reweight: bool) -> None:
@@ -81,9 +81,9 @@ class PermuteMLP(nn.Module):
         self.reweight = Reweight(dim) if reweight else PlainSum()
         self.proj = Linear(dim, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def mix(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to (B, H, W, C)."""
-        return self.proj(self.reweight(self.height(x), self.width(x), self.channel(x)))
+        return self.reweight(self.height(x), self.width(x), self.channel(x))
 
 
 class PermutatorBlock(Block, Fusible):

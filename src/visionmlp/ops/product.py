@@ -121,6 +121,13 @@ def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor | None, approximate: App
     return gelu_(linear(x, weight, bias), approximate)
 
 
+def linear_relu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``relu(x @ weight.T + bias)``; shapes as in `linear`."""
+    if in_eager_inference(x) and _applies(x, weight):
+        return _LINEAR(_dense(x), _dense(weight), bias, "relu", [], "")
+    return linear(x, weight, bias).relu_()
+
+
 def add_linear(residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``residual + x @ weight.T + bias``; the residual is (..., O), the others as in `linear`."""
     if in_eager_inference(x) and _applies(x, weight):
