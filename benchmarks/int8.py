@@ -31,6 +31,7 @@ from visionmlp.data.sources import open_evaluation_data
 from visionmlp.data.transforms import Preprocessing
 from visionmlp.models.checkpoint import CheckpointInfo, default_preprocessing
 from visionmlp.tools.certificate import randomise
+from visionmlp.tools.graphs import export_program, openvino_model
 from visionmlp.tools.quantize import CALIBRATION_IMAGES, calibration_images, quantize_onnx, quantize_openvino
 from visionmlp.tools.timing import describe_machine, interleave
 
@@ -94,7 +95,8 @@ def contenders(
 ) -> tuple[dict[str, Call], dict[str, str]]:
     """Calls by name, and the int8 products of those that say."""
     example = torch.zeros(shape)
-    graph = openvino.convert_model(model, example_input=example, input=[list(shape)])
+    graph = openvino_model(export_program(model, example, batch=len(example)))
+    graph.reshape(list(shape))
     plain, int8 = folder / "plain.onnx", folder / "int8.onnx"
     with contextlib.redirect_stdout(io.StringIO()):
         program = torch.onnx.export(model, (example,), dynamo=True, verbose=False, input_names=["images"])

@@ -14,9 +14,10 @@ from torch import nn
 
 from visionmlp.errors import CheckpointError, InvalidConfig, InvalidImageSize, MissingExtra
 from visionmlp.layers.fusible import reparameterize
+from visionmlp.layers.moe import assign_places
 from visionmlp.models.checkpoint import load_model
-from visionmlp.tools.certificate import randomise, relative_error
-from visionmlp.tools.export import export_model
+from visionmlp.tools.certificate import relative_error
+from visionmlp.tools.export import _randomise, export_model
 from visionmlp.tools.graphs import ExportError, Sides
 from visionmlp.tools.runtimes import (
     ExportMetadata,
@@ -41,7 +42,7 @@ def files(tmp_path_factory) -> Path:
 def model():
     """The model in the files."""
     model, _ = load_model("resmlp_test")
-    randomise(model)
+    _randomise(model)  # as export_model does with fresh weights
     return model
 
 
@@ -99,6 +100,27 @@ def test_any_module_of_images_runs_in_a_benchmark() -> None:
     for runtime in ("pt2", "onnxruntime", "openvino"):
         logits = session_of(module, images, runtime=runtime)(images.numpy())
         assert relative_error(exact, torch.from_numpy(logits)) < 1e-5
+
+
+class _Places(nn.Module):
+    """Places of items that all want one of two experts; `session_of` asks for a parameter and images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Parameter(torch.zeros(1))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, 1, 1, N) to (B, N)."""
+        return assign_places((images[:, 0, 0, :, None] > 0).long(), 2, 400).rows.float()
+
+
+@pytest.mark.parametrize("runtime", ["pt2", "onnxruntime", "openvino"])
+def test_more_than_255_items_of_one_expert_are_counted(runtime) -> None:
+    images = torch.ones(2, 1, 1, 700)
+    images[:, :, :, ::7] = -1
+    exact = _Places()(images)
+    assert exact.max() == 2 * 2 * 400  # some find no place
+    assert np.array_equal(session_of(_Places().eval(), images, runtime=runtime)(images.numpy()), exact.numpy())
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
