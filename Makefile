@@ -1,7 +1,7 @@
 # make demo   train, deploy and export a small vision MLP on real images (about three minutes on two cores)
 # make test   all tests
 # make check  lint, types, import rules
-# make bench  speed of the deploy forms against the machine's own matrix product
+# make bench  speed of the deploy forms against the machine's own matrix product (about five minutes)
 # make setup  the environment alone; the others do it first
 
 PYTHON ?= python3
@@ -36,7 +36,8 @@ check: setup
 	$(BIN)/lint-imports
 
 bench: setup
-	$(BIN)/visionmlp bench repmlpnet_t224 resmlp_s24 mlpmixer_b16 --batch-size 1 8 --compare timm
+	$(BIN)/visionmlp bench repmlpnet_t224 resmlp_s24 mlpmixer_b16 asmlp_t hiremlp_t vip_s7 cyclemlp_b1 dynamixer_s \
+		sparsemlp_moe_s --form deploy --batch-size 1 8 --runtime eager packed openvino
 
 clean:
 	rm -rf $(VENV) build dist

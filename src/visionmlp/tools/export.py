@@ -67,8 +67,8 @@ float64, for the rare model and image of which rounding alone makes more than `L
 FLOAT32_CEILING, LOWER_PRECISION_CEILING = 1e-2, 0.2
 """Never more: a model that rounds so much is no use, and a wrong graph could hide there."""
 DAMPING = 0.7
-"""Of random matrices: at full size RepMLPNet's gates become switches, and an image that stands at one of them changes by
-a tenth when float64 weights change by 6e-8."""
+"""Of random matrices: at full size RepMLPNet's gates else become switches, and an image that stands at one changes by a
+tenth when float64 weights change by 6e-8."""
 INT8_LIMIT = 0.7
 """Least correlation with the float32 logits over the calibration images; that of a wrong graph is near 0."""
 CHECKED_BATCHES = (1, 5)
