@@ -1,9 +1,9 @@
 """Matrix products on CPUs by oneDNN, where PyTorch's own choice is slower.
 
 PyTorch computes float32 products by MKL, which on the AMD CPUs that we measured reaches under half of oneDNN's rate
-(docs/results/speed.md); its convolutions already use oneDNN. The same operator that ``torch.compile`` emits is called here in eager mode. All functions fall back
-to plain operators wherever that one does not apply: other devices and dtypes, autocast, compilers, exporters, tracers,
-quantised weights.
+(docs/results/speed.md); its convolutions already use oneDNN. The same operator that ``torch.compile`` emits is called
+here in eager mode. All functions fall back to plain operators wherever that one does not apply: other devices and
+dtypes, autocast, compilers, exporters, tracers, quantised weights.
 """
 
 from typing import Any, Literal
