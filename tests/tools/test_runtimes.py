@@ -12,13 +12,14 @@ import pytest
 import torch
 from torch import nn
 
+import visionmlp
 from visionmlp.errors import CheckpointError, InvalidConfig, InvalidImageSize, MissingExtra
 from visionmlp.layers.fusible import reparameterize
 from visionmlp.layers.moe import assign_places
 from visionmlp.models.checkpoint import load_model
 from visionmlp.tools.certificate import relative_error
 from visionmlp.tools.export import _randomise, export_model
-from visionmlp.tools.graphs import ExportError, Sides
+from visionmlp.tools.graphs import ExportError, Sides, export_program, openvino_model
 from visionmlp.tools.runtimes import (
     ExportMetadata,
     SessionModel,
@@ -234,3 +235,13 @@ def test_what_cannot_run_it_is_refused(files: Path, tmp_path, monkeypatch: pytes
     monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
     with pytest.raises(MissingExtra, match=r"visionmlp\[export\]"):
         open_session(files / "m.onnx")
+
+
+def test_openvino_graphs_keep_the_sizes_that_are_known():
+    pytest.importorskip("openvino")
+    model = visionmlp.create_model("resmlp_test").eval()
+    images = torch.randn(5, 3, 32, 32)
+    fixed = openvino_model(export_program(model, images, batch=5))
+    assert list(fixed.input(0).get_shape()) == [5, 3, 32, 32]
+    dynamic = openvino_model(export_program(model, images, batch="dynamic"))
+    assert [side.is_dynamic for side in dynamic.input(0).get_partial_shape()] == [True, False, False, False]

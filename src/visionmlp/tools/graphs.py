@@ -154,6 +154,9 @@ def openvino_model(program: ExportedProgram) -> "openvino.Model":
     try:
         with quiet(), torch.no_grad():
             model = openvino.convert_model(program)
+            # the converter drops all sizes, known ones too
+            (images,) = (node for node in program.graph.nodes if node.name in program.graph_signature.user_inputs)
+            model.reshape([side if isinstance(side, int) else -1 for side in images.meta["val"].shape])
     except Exception as error:  # its converter raises what its parts raise
         raise ExportError(f"OpenVINO cannot take this model: {_first_line(error)}") from error
     model.input(0).get_tensor().set_names({"images"})

@@ -167,7 +167,6 @@ class Runners:
 def _int8_session(module: nn.Module, images: Tensor, *, threads: int) -> Callable[[np.ndarray], object]:
     """The model in int8 by OpenVINO, calibrated on random images: its speed does not depend on the ranges."""
     graph = openvino_model(export_program(module, images, batch=len(images)))
-    graph.reshape(list(images.shape))
     calibration = [np.random.default_rng(0).standard_normal(images.shape, dtype=np.float32)] * MINIMUM_IMAGES
     settings = {
         "PERFORMANCE_HINT": "LATENCY",
