@@ -119,3 +119,11 @@ def test_packed_weights_compute_the_same_in_eager_inference_only():
         product.linear(x, packed, bias)
     with torch.inference_mode(), pytest.raises(InvalidConfig, match="its own dtype"):
         product.linear(x.bfloat16(), packed, bias)
+
+
+def test_forward_mode_derivatives():
+    x, weight, direction = torch.randn(4, 34), torch.randn(18, 34), torch.randn(4, 34)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, direction)
+        result = torch.autograd.forward_ad.unpack_dual(product.linear(dual, weight.requires_grad_()))
+    close(result.tangent.detach(), direction.double() @ weight.detach().double().t())

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 from torch._C._functorch import peek_interpreter_stack
+from torch.autograd import forward_ad
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 
@@ -17,6 +18,7 @@ def is_eager(x: Tensor) -> bool:
         and not torch.jit.is_tracing()
         and _get_current_dispatch_mode() is None
         and peek_interpreter_stack() is None  # torch.func
+        and forward_ad._current_level < 0  # the operators have no forward derivative
     )
 
 

@@ -112,8 +112,8 @@ def bench(
         dtypes: of weights and images, whatever a checkpoint holds. int8 is calibrated on random images: good for
             speed, not for accuracy.
         forms: which forms of each model; a deploy checkpoint has no training form.
-        runtimes: plain PyTorch, ``torch.compile`` (fixed shapes, weights frozen for inference), CUDA graphs of plain
-            PyTorch, or the exported graph in ONNX Runtime or OpenVINO.
+        runtimes: plain PyTorch, packed weights (deploy forms on the CPU), ``torch.compile`` (fixed shapes, weights
+            frozen for inference), CUDA graphs of plain PyTorch, or the exported graph in ONNX Runtime or OpenVINO.
         training: also measure a training step of everything but deploy forms, plain and compiled.
         compare: also timm's model where timm has the architecture, and `visionmlp.tools.contenders.PEERS`.
         seconds: time for each contender.

@@ -18,7 +18,7 @@ from visionmlp.tools.contenders import Contender
 from visionmlp.tools.gemm import synchronised
 from visionmlp.tools.graphs import export_program, openvino_model
 from visionmlp.tools.quantize import MINIMUM_IMAGES, quantize_openvino
-from visionmlp.tools.runtimes import session_of
+from visionmlp.tools.runtimes import openvino_call, session_of
 from visionmlp.tools.timing import TrainingStep, peak_memory
 
 Dtype = Literal["float32", "bfloat16", "int8"]
@@ -168,13 +168,7 @@ def _int8_session(module: nn.Module, images: Tensor, *, threads: int) -> Callabl
     """The model in int8 by OpenVINO, calibrated on random images: its speed does not depend on the ranges."""
     graph = openvino_model(export_program(module, images, batch=len(images)))
     calibration = [np.random.default_rng(0).standard_normal(images.shape, dtype=np.float32)] * MINIMUM_IMAGES
-    settings = {
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": "f32",
-        "INFERENCE_NUM_THREADS": threads,
-    }
-    openvino = require("openvino", extra="openvino")
-    return openvino.compile_model(quantize_openvino(graph, calibration), "CPU", settings).create_infer_request().infer
+    return openvino_call(quantize_openvino(graph, calibration), "int8", threads)
 
 
 def count_step_macs(module: nn.Module, input_size: tuple[int, int, int]) -> int:

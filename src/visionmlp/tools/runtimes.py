@@ -269,7 +269,7 @@ def session_of(model: nn.Module, images: Tensor, *, runtime: GraphRuntime, threa
         return _torch_call(program, threads)
     if runtime == "onnxruntime":
         return _onnx_call(_onnx_session(_onnx_bytes(program), threads))
-    return _openvino_call(openvino_model(program), "bf16" if half else "float32", threads)
+    return openvino_call(openvino_model(program), "bf16" if half else "float32", threads)
 
 
 def session_of_model(
@@ -293,7 +293,7 @@ def session_of_model(
     if runtime == "onnxruntime":
         call = _onnx_call(_onnx_session(_onnx_bytes(program), threads))
     else:
-        call = _openvino_call(openvino_model(program), "float32", threads)
+        call = openvino_call(openvino_model(program), "float32", threads)
     metadata = metadata_of(model, info, dtype="float32", batch="dynamic", sides=None, form="deploy")
     return Session(metadata, call)
 
@@ -390,10 +390,20 @@ def _open_openvino(path: Path, threads: int | None) -> Session:
     except (RuntimeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"OpenVINO cannot load {path}: {_last_line(error)}") from error
     metadata = ExportMetadata.from_text(text, path)
-    return Session(metadata, _openvino_call(model, metadata.dtype, threads))
+    return Session(metadata, openvino_call(model, metadata.dtype, threads))
 
 
-def _openvino_call(model: "openvino.Model", dtype: Dtype, threads: int | None) -> Call:
+def openvino_call(model: "openvino.Model", dtype: Dtype, threads: int | None) -> Call:
+    """A graph of OpenVINO, compiled for the CPU.
+
+    Args:
+        model: the graph.
+        dtype: what its products are computed in.
+        threads: as in `open_session`.
+
+    Raises:
+        ExportError: if it cannot be compiled; the call raises it too.
+    """
     settings: dict[str, Any] = {
         "PERFORMANCE_HINT": "LATENCY",
         # else it computes in bfloat16 wherever the CPU can
