@@ -13,11 +13,11 @@ ONEDNN = product._LINEAR is not None
 needs_onednn = pytest.mark.skipif(not ONEDNN, reason="this PyTorch or this CPU has no oneDNN product")
 
 
-def close(result, expected):
+def close(result, expected, tolerance=2e-6):
     """Equal to the rounding of a float32 sum of some dozens of products."""
     assert result.shape == expected.shape
     error = (result.double() - expected).abs().max() / expected.abs().max().clamp(min=1e-30)
-    assert error < 2e-6, float(error)
+    assert error < tolerance, float(error)
 
 
 def strided(x, how):
@@ -84,7 +84,8 @@ def test_second_derivatives():
         return torch.autograd.grad(gradient.square().sum(), weight)[0]
 
     doubles = [value.detach().double().requires_grad_() for value in (x, weight)]
-    close(penalty(x, weight, product.linear), penalty(*doubles, F.linear))
+    # four products and tanh in turn: rounding adds up, and differs between processors
+    close(penalty(x, weight, product.linear), penalty(*doubles, F.linear), tolerance=1e-5)
 
 
 def test_parts_that_need_no_gradient_get_none():
