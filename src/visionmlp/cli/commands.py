@@ -469,7 +469,7 @@ def _load_served(options: ServedOptions) -> "tuple[Backbone | SessionModel, Chec
         session = open_session(path, runtime=options.runtime, threads=options.threads)
     else:
         model, info = _load_trained(options)
-        assert options.runtime in ("onnxruntime", "openvino")
+        assert options.runtime in ("onnxruntime", "openvino", "aotinductor")
         session = session_of_model(model, info, runtime=options.runtime, threads=options.threads)
     return SessionModel(session), session.metadata.info(options.model)
 

@@ -58,9 +58,9 @@ class ServedOptions(ModelOptions):
     """Which model, and what runs it."""
 
     model: str = option(MODEL_HELP + " or exported file (.onnx, .xml, .pt2)", metavar="MODEL", positional=True)
-    runtime: Literal["torch", "onnxruntime", "openvino"] | None = option(
-        "what runs the model; the last two export a model or checkpoint in memory; default: torch, or for an exported "
-        "file what it was exported for",
+    runtime: Literal["torch", "onnxruntime", "openvino", "aotinductor"] | None = option(
+        "what runs the model; the last three export a model or checkpoint in memory; default: torch, or for an exported "
+        "file what it was exported for; machine code runs only where aotinductor is given",
         None,
     )
     threads: int | None = option("CPU threads; default: the runtime's choice", None)
@@ -143,12 +143,14 @@ class ExportOptions(ModelOptions):
     """Options of ``export``."""
 
     output: Path = option(
-        "file to write: .onnx, .xml for OpenVINO (with its weights in .bin beside it), .pt2 for torch.export, or "
-        ".safetensors",
+        "file to write: .onnx, .xml for OpenVINO (with its weights in .bin beside it), .pt2 for torch.export and "
+        "AOTInductor, or .safetensors",
         metavar="FILE",
     )
-    format: Literal["onnx", "openvino", "pt2", "safetensors"] | None = option(
-        "what to write; default: what the output's suffix says", None
+    format: Literal["onnx", "openvino", "pt2", "aotinductor", "safetensors"] | None = option(
+        "what to write; default: what the output's suffix says; aotinductor is machine code for processors like this "
+        "one, and needs a C++ compiler",
+        None,
     )
     form: Literal["deploy", "training"] = option(
         "the re-parameterised form, or the one with all its branches", "deploy"
@@ -187,8 +189,12 @@ class BenchOptions:
     form: tuple[Literal["training", "deploy"], ...] = option(
         "forms to measure; a deploy checkpoint has only the second", ("training", "deploy")
     )
-    runtime: tuple[Literal["eager", "packed", "compile", "cuda-graphs", "onnxruntime", "openvino"], ...] = option(
-        "plain PyTorch, deploy forms with packed weights, torch.compile, CUDA graphs, exported graphs", ("eager",)
+    runtime: tuple[
+        Literal["eager", "packed", "compile", "cuda-graphs", "onnxruntime", "openvino", "aotinductor"], ...
+    ] = option(
+        "plain PyTorch, deploy forms with packed weights, torch.compile, CUDA graphs, exported graphs (aotinductor "
+        "compiles each for 10 to 60 seconds)",
+        ("eager",),
     )
     training: bool = option("also measure a training step, forward and backward, eager or compiled", False)
     compare: tuple[Literal["timm", "peers"], ...] = option(

@@ -1,4 +1,5 @@
-"""Export to ONNX, OpenVINO, PyTorch's program or a checkpoint; each file is run and compared before it appears."""
+"""Export to ONNX, OpenVINO, PyTorch's program, machine code or a checkpoint; each file is run and compared before it
+appears."""
 
 import contextlib
 import copy
@@ -16,6 +17,7 @@ from visionmlp.errors import InvalidConfig
 from visionmlp.layers.fusible import is_training_form, reparameterize
 from visionmlp.models.backbone import Backbone
 from visionmlp.models.checkpoint import CheckpointInfo, load_checkpoint, save_checkpoint
+from visionmlp.tools.aotinductor import compile_package
 from visionmlp.tools.certificate import randomise, relative_error
 from visionmlp.tools.files import OutputError, beside
 from visionmlp.tools.graphs import (
@@ -40,20 +42,29 @@ from visionmlp.tools.runtimes import (
     save_program,
 )
 
-Format = Literal["onnx", "openvino", "pt2", "safetensors"]
+Format = Literal["onnx", "openvino", "pt2", "aotinductor", "safetensors"]
 Form = Literal["deploy", "training"]
 
-SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "openvino": ".xml", "pt2": ".pt2", "safetensors": ".safetensors"}
+SUFFIXES: dict[Format, str] = {
+    "onnx": ".onnx",
+    "openvino": ".xml",
+    "pt2": ".pt2",
+    "aotinductor": ".pt2",
+    "safetensors": ".safetensors",
+}
+"""The first format of a suffix is meant where none is given."""
 DTYPES: dict[Format, tuple[Dtype, ...]] = {
     "onnx": ("float32", "fp16", "int8"),  # ONNX Runtime has no bfloat16 products on CPUs
     "openvino": ("float32", "bf16", "fp16", "int8"),
     "pt2": ("float32", "bf16", "fp16"),
+    "aotinductor": ("float32", "bf16"),  # its products in half precision fall back to slow ones
     "safetensors": ("float32", "bf16", "fp16"),
 }
 RUNNERS: dict[Format, str] = {
     "onnx": "ONNX Runtime",
     "openvino": "OpenVINO",
     "pt2": "torch.export's program",
+    "aotinductor": "AOTInductor's machine code",
     "safetensors": "the checkpoint read back",
 }
 _TORCH_DTYPES: dict[Dtype, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -118,9 +129,12 @@ def format_of(output: Path, format: Format | None) -> Format:
         OutputError: if the suffix is another format's, or none.
     """
     if format is None:
-        known: dict[str, Format] = {suffix: name for name, suffix in SUFFIXES.items()}
+        known: dict[str, Format] = {suffix: name for name, suffix in reversed(SUFFIXES.items())}
         if output.suffix not in known:
-            raise OutputError(f"{output} must end in {', '.join(known)}, which name the formats {', '.join(SUFFIXES)}")
+            raise OutputError(
+                f"{output} must end in {', '.join(dict.fromkeys(SUFFIXES.values()))}, which name the formats "
+                f"{', '.join(known[suffix] for suffix in dict.fromkeys(SUFFIXES.values()))}"
+            )
         return known[output.suffix]
     if output.suffix != SUFFIXES[format]:
         raise OutputError(f"{output} must end in {SUFFIXES[format]} for --format {format}")
@@ -153,7 +167,8 @@ def export_model(
         info: where it came from.
         output: its suffix tells the format: ``.onnx``, ``.xml`` (weights in ``.bin`` beside it), ``.pt2``,
             ``.safetensors``.
-        format: checked against the suffix.
+        format: checked against the suffix; "aotinductor" has to be given, as ``.pt2`` alone means a program. It is
+            machine code for processors like this one, and needs a C++ compiler here.
         form: re-parameterised or as trained.
         batch: the one batch size that the graph takes, or "dynamic".
         dynamic_size: a graph for all sizes of `dynamic_sides`.
@@ -226,7 +241,7 @@ class _Plan:
         if self.dtype in _TORCH_DTYPES:
             cast_model = copy.deepcopy(reference).to(_TORCH_DTYPES[self.dtype])
         self._write_file(reference, cast_model, path)
-        call = _opened(path)
+        call = _opened(path, self.format)
         return [self._check(call, reference, cast_model, images) for images in self._images(model)]
 
     def quantise(self, model: Backbone, path: Path, calibration: Iterable[np.ndarray]) -> Agreement:
@@ -236,7 +251,7 @@ class _Plan:
             ExportError: if the outputs have nothing to do with each other.
         """
         images = [np.asarray(part, dtype=np.float32) for part in calibration]
-        call = _opened(path)
+        call = _opened(path, self.format)
         exact = np.concatenate([call(part) for part in images])
         if self.format == "onnx":
             quantize_onnx(path, path, images)
@@ -246,7 +261,7 @@ class _Plan:
             for file in (path, path.with_suffix(".bin")):
                 file.unlink()  # not overwritten: the runtime may still map it
             save_openvino(graph, path, self._metadata(model))
-        call = _opened(path)
+        call = _opened(path, self.format)
         agreement = _agreement(exact, np.concatenate([call(part) for part in images]))
         if not agreement.correlation >= INT8_LIMIT:
             raise ExportError(
@@ -273,6 +288,8 @@ class _Plan:
             save_openvino(openvino_model(self._program(reference)), path, metadata)
         elif self.format == "pt2":
             save_program(self._program(cast_model), path, metadata)
+        elif self.format == "aotinductor":
+            compile_package(self._program(cast_model), path, metadata.to_text())
         else:
             save_onnx(onnx_program(self._program(cast_model), opset=self.opset), path, metadata)
 
@@ -339,10 +356,10 @@ def _check_options(
         )
 
 
-def _opened(path: Path) -> Call:
+def _opened(path: Path, format: Format) -> Call:
     """What a written file computes."""
-    if path.suffix != ".safetensors":
-        return open_session(path)
+    if format != "safetensors":
+        return open_session(path, runtime="aotinductor" if format == "aotinductor" else None)
     model, _ = load_checkpoint(path)
     dtype = next(model.parameters()).dtype
 

@@ -25,7 +25,15 @@ if TYPE_CHECKING:
 
 Batch = int | Literal["dynamic"]
 
-_LOGGERS = ("torch.onnx", "torch.export", "torch.fx.experimental.symbolic_shapes", "onnxscript", "onnx_ir")
+_LOGGERS = (
+    "torch.onnx",
+    "torch.export",
+    "torch.fx.experimental.symbolic_shapes",
+    "torch.utils.cpp_extension",
+    "torch._inductor",
+    "onnxscript",
+    "onnx_ir",
+)
 
 
 class ExportError(VisionMLPError):

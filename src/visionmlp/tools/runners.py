@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from visionmlp.errors import InvalidConfig, require
 from visionmlp.layers.packing import prepack
+from visionmlp.tools.aotinductor import check_compiler
 from visionmlp.tools.catalog import count_macs
 from visionmlp.tools.contenders import Contender
 from visionmlp.tools.gemm import synchronised
@@ -22,11 +23,11 @@ from visionmlp.tools.runtimes import openvino_call, session_of
 from visionmlp.tools.timing import TrainingStep, peak_memory
 
 Dtype = Literal["float32", "bfloat16", "int8"]
-Runtime = Literal["eager", "packed", "compile", "cuda-graphs", "onnxruntime", "openvino"]
+Runtime = Literal["eager", "packed", "compile", "cuda-graphs", "onnxruntime", "openvino", "aotinductor"]
 Task = Literal["inference", "training step"]
 
-EXPORTED: dict[Runtime, str] = {"onnxruntime": "export", "openvino": "openvino"}
-"""Runtimes that take a graph and leave PyTorch behind, with the extra that installs each."""
+EXPORTED: dict[Runtime, str | None] = {"onnxruntime": "export", "openvino": "openvino", "aotinductor": None}
+"""Runtimes that take a graph, with the extra that installs each; AOTInductor comes with PyTorch."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,7 +60,8 @@ def check_runtimes(runtimes: Sequence[Runtime], dtypes: Sequence[Dtype], device:
     """Refuse what can never run here.
 
     Raises:
-        InvalidConfig: for CUDA graphs without CUDA, a CPU runtime on another device, or int8 without OpenVINO.
+        InvalidConfig: for CUDA graphs without CUDA, a CPU runtime on another device, int8 without OpenVINO, or
+            AOTInductor without a C++ compiler.
         MissingExtra: if a runtime is not installed.
     """
     if "cuda-graphs" in runtimes and device.type != "cuda":
@@ -70,7 +72,10 @@ def check_runtimes(runtimes: Sequence[Runtime], dtypes: Sequence[Dtype], device:
         if runtime in runtimes:
             if device.type != "cpu":
                 raise InvalidConfig(f"{runtime} runs on the CPU here; give --device cpu, or leave it out")
-            require(runtime, extra=extra)
+            if extra is None:
+                check_compiler()
+            else:
+                require(runtime, extra=extra)
     if "int8" in dtypes:
         if "openvino" not in runtimes:
             raise InvalidConfig("int8 runs in openvino only; add --runtime openvino")

@@ -1,4 +1,4 @@
-"""Exported models at work: ONNX Runtime, OpenVINO and PyTorch behind one call."""
+"""Exported models at work: ONNX Runtime, OpenVINO, PyTorch and AOTInductor behind one call."""
 
 import contextlib
 import copy
@@ -21,6 +21,7 @@ from visionmlp.errors import CheckpointError, InvalidConfig, InvalidImageSize, r
 from visionmlp.layers.fusible import reparameterize
 from visionmlp.models.backbone import Backbone, size_text
 from visionmlp.models.checkpoint import CheckpointInfo, default_preprocessing
+from visionmlp.tools import aotinductor
 from visionmlp.tools.graphs import (
     Batch,
     ExportError,
@@ -35,9 +36,11 @@ from visionmlp.tools.graphs import (
 if TYPE_CHECKING:
     import openvino
 
-Runtime = Literal["torch", "onnxruntime", "openvino"]
+Runtime = Literal["torch", "onnxruntime", "openvino", "aotinductor"]
 """What runs a file."""
-GraphRuntime = Literal["onnxruntime", "openvino", "pt2"]
+ExportedRuntime = Literal["onnxruntime", "openvino", "aotinductor"]
+"""What leaves PyTorch's operators behind."""
+GraphRuntime = Literal["onnxruntime", "openvino", "aotinductor", "pt2"]
 """What runs a graph made in memory; "pt2" is PyTorch with its own exported program."""
 Dtype = Literal["float32", "bf16", "fp16", "int8"]
 """What the products of a file are computed in, or its weights are stored in."""
@@ -45,9 +48,10 @@ Dtype = Literal["float32", "bf16", "fp16", "int8"]
 RUNTIMES: dict[str, tuple[Runtime, ...]] = {
     ".onnx": ("onnxruntime", "openvino"),
     ".xml": ("openvino",),
-    ".pt2": ("torch",),
+    ".pt2": ("torch", "aotinductor"),
 }
-"""By the suffix of a file, what can run it; the first does unless another is asked for."""
+"""By the suffix of a file, what can run it; the first does unless another is asked for. A ``.pt2`` file is either a
+program or machine code, which nobody shall run without knowing."""
 
 _KEY = "visionmlp"
 _PT2_METADATA = "visionmlp.json"
@@ -221,7 +225,7 @@ def open_session(path: Path, *, runtime: Runtime | None = None, threads: int | N
     Args:
         path: ``.onnx``, ``.xml`` (its ``.bin`` beside it) or ``.pt2``. PyTorch warns that a ``.pt2`` from a stranger
             can be made to run code; only the others are safe to take from anyone.
-        runtime: what runs it; None is the first of `RUNTIMES`.
+        runtime: what runs it; None is the first of `RUNTIMES`. "aotinductor" runs the machine code in the file.
         threads: CPU threads; None is the runtime's choice. For PyTorch it holds for the process.
 
     Raises:
@@ -240,8 +244,7 @@ def open_session(path: Path, *, runtime: Runtime | None = None, threads: int | N
     if not path.is_file():
         raise CheckpointError(f"no file {path}")
     if path.suffix == ".pt2":
-        program, text = _load_program(path)
-        return Session(ExportMetadata.from_text(text, path), _torch_call(program, threads))
+        return _open_pt2(path, compiled=runtime == "aotinductor", threads=threads)
     if runtime == "onnxruntime":
         return _open_onnx(path, threads)
     return _open_openvino(path, threads)
@@ -266,14 +269,16 @@ def session_of(model: nn.Module, images: Tensor, *, runtime: GraphRuntime, threa
     half = runtime == "openvino" and dtype == torch.bfloat16
     program = export_program(copy.deepcopy(model).float() if half else model, images.float(), batch=len(images))
     if runtime == "pt2":
-        return _torch_call(program, threads)
+        return _torch_call(program.module(), threads)
+    if runtime == "aotinductor":
+        return _torch_call(aotinductor.compiled(program), threads)
     if runtime == "onnxruntime":
         return _onnx_call(_onnx_session(_onnx_bytes(program), threads))
     return openvino_call(openvino_model(program), "bf16" if half else "float32", threads)
 
 
 def session_of_model(
-    model: Backbone, info: CheckpointInfo, *, runtime: Literal["onnxruntime", "openvino"], threads: int | None = None
+    model: Backbone, info: CheckpointInfo, *, runtime: ExportedRuntime, threads: int | None = None
 ) -> Session:
     """A model in a runtime without a file: its deploy form in float32, for any batch.
 
@@ -292,6 +297,8 @@ def session_of_model(
     program = export_program(deployed, example_images(deployed, "dynamic", None), batch="dynamic")
     if runtime == "onnxruntime":
         call = _onnx_call(_onnx_session(_onnx_bytes(program), threads))
+    elif runtime == "aotinductor":
+        call = _torch_call(aotinductor.compiled(program), threads)
     else:
         call = openvino_call(openvino_model(program), "float32", threads)
     metadata = metadata_of(model, info, dtype="float32", batch="dynamic", sides=None, form="deploy")
@@ -433,16 +440,31 @@ def _last_line(error: Exception) -> str:
 # PyTorch
 
 
-def _torch_call(program: ExportedProgram, threads: int | None) -> Call:
+def _torch_call(run: Callable[[Tensor], Tensor], threads: int | None) -> Call:
     if threads is not None:
         torch.set_num_threads(threads)
-    module = program.module()
 
     @torch.inference_mode()
     def call(images: np.ndarray) -> np.ndarray:
-        return module(torch.from_numpy(images)).numpy()
+        return run(torch.from_numpy(images)).numpy()
 
     return call
+
+
+def _open_pt2(path: Path, *, compiled: bool, threads: int | None) -> Session:
+    holds_code = aotinductor.is_package(path)
+    if holds_code and not compiled:
+        raise InvalidConfig(
+            f"{path} holds machine code, which runs when it is loaded; if you know who made it, give the runtime "
+            "aotinductor"
+        )
+    if compiled and not holds_code:
+        raise InvalidConfig(f"{path} holds no machine code for aotinductor; leave the runtime out")
+    if holds_code:
+        metadata = ExportMetadata.from_text(aotinductor.package_text(path), path)
+        return Session(metadata, _torch_call(aotinductor.load_package(path), threads))
+    program, text = _load_program(path)
+    return Session(ExportMetadata.from_text(text, path), _torch_call(program.module(), threads))
 
 
 def _load_program(path: Path) -> tuple[ExportedProgram, dict[str, str]]:
