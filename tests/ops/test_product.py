@@ -26,11 +26,13 @@ def strided(x, how):
         return x.transpose(-1, -2).contiguous().transpose(-1, -2)
     if how == "steps":
         return torch.stack([x, torch.zeros_like(x)], -1)[..., 0]
+    if how == "part":
+        return torch.cat([x, torch.zeros_like(x)], -1)[..., : x.shape[-1]]
     return x
 
 
-@pytest.mark.parametrize("how_x", ["contiguous", "transposed", "steps"])
-@pytest.mark.parametrize("how_weight", ["contiguous", "transposed", "steps"])
+@pytest.mark.parametrize("how_x", ["contiguous", "transposed", "steps", "part"])
+@pytest.mark.parametrize("how_weight", ["contiguous", "transposed", "steps", "part"])
 def test_linear_layers_of_any_strides(how_x, how_weight):
     x, weight, bias = torch.randn(3, 5, 34), torch.randn(18, 34), torch.randn(18)
     residual = torch.randn(3, 5, 18)
@@ -86,6 +88,39 @@ def test_second_derivatives():
     doubles = [value.detach().double().requires_grad_() for value in (x, weight)]
     # four products and tanh in turn: rounding adds up, and differs between processors
     close(penalty(x, weight, product.linear), penalty(*doubles, F.linear), tolerance=1e-5)
+
+
+@pytest.mark.parametrize("side", [8, 80])
+@pytest.mark.parametrize("how", ["contiguous", "transposed", "steps", "part"])
+def test_gradients_of_batched_products(side, how):
+    a, b = torch.randn(3, side, side + 2), strided(torch.randn(3, side + 2, 2 * side), how)
+    seed = torch.randn(3, side, 2 * side)
+    doubles = [value.double().requires_grad_() for value in (a, b)]
+    expected = torch.autograd.grad(doubles[0] @ doubles[1], doubles, seed.double())
+    values = a.requires_grad_(), b.requires_grad_()
+    for gradient, reference in zip(torch.autograd.grad(product.bmm(*values), values, seed), expected, strict=True):
+        close(gradient, reference)
+    weight = b.detach()
+    (alone,) = torch.autograd.grad(product.bmm(a, weight), a, seed)
+    close(alone, expected[0])
+
+
+@needs_onednn
+def test_a_weight_that_is_part_of_a_larger_one_is_copied_first(monkeypatch):
+    """oneDNN would compute it by a loop, a thousand times as slowly."""
+    weights = []
+    real = product._LINEAR
+    monkeypatch.setattr(product, "_LINEAR", lambda x, weight, *more: weights.append(weight) or real(x, weight, *more))
+    part = strided(torch.randn(80, 80), "part")
+    x = part.clone().requires_grad_()
+    with torch.inference_mode():
+        product.linear(part, part)
+        product.bmm(part[None], part[None])
+        product.linear_of_each(part[None], part[None], torch.zeros(1, 80))
+    product.linear(strided(x, "part"), part).sum().backward()
+    product.bmm(x[None], strided(x[None], "part")).sum().backward()
+    assert len(weights) == 3 + 2 + 3
+    assert all(weight.is_contiguous() or weight.t().is_contiguous() for weight in weights)
 
 
 def test_parts_that_need_no_gradient_get_none():

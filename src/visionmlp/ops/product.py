@@ -69,7 +69,15 @@ def _unpacked(weight: Tensor, x: Tensor) -> Tensor:
 
 def _dense(x: Tensor) -> Tensor:
     """The matrices, or a copy where neither rows nor columns are neighbours: oneDNN has no kernel for that."""
-    return x if x.is_mkldnn or 1 in x.stride()[-2:] else x.contiguous()
+    return x if 1 in x.stride()[-2:] else x.contiguous()
+
+
+def _dense_weight(weight: Tensor) -> Tensor:
+    """The matrix, or a copy if it is part of a larger one: oneDNN has no kernel for that, and takes a thousand times as
+    long."""
+    if weight.is_mkldnn or weight.is_contiguous() or weight.t().is_contiguous():
+        return weight
+    return weight.contiguous()
 
 
 def can_pack(weight: Tensor) -> bool:
@@ -106,7 +114,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         bias: (O,).
     """
     if in_eager_inference(x) and _applies(x, weight):
-        return _LINEAR(_dense(x), _dense(weight), bias, "none", [], "")
+        return _LINEAR(_dense(x), _dense_weight(weight), bias, "none", [], "")
     # products of bfloat16 use oneDNN anyway
     if is_eager(x) and x.dtype == torch.float32 and not weight.is_mkldnn and _applies(x, weight):
         # as a matrix: what a custom function returns must not be a view, or it could not be written to
@@ -117,21 +125,21 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor | None, approximate: Approximate) -> Tensor:
     """``gelu(x @ weight.T + bias)``; shapes as in `linear`."""
     if in_eager_inference(x) and _applies(x, weight):
-        return _LINEAR(_dense(x), _dense(weight), bias, "gelu", [], approximate)
+        return _LINEAR(_dense(x), _dense_weight(weight), bias, "gelu", [], approximate)
     return gelu_(linear(x, weight, bias), approximate)
 
 
 def linear_relu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``relu(x @ weight.T + bias)``; shapes as in `linear`."""
     if in_eager_inference(x) and _applies(x, weight):
-        return _LINEAR(_dense(x), _dense(weight), bias, "relu", [], "")
+        return _LINEAR(_dense(x), _dense_weight(weight), bias, "relu", [], "")
     return linear(x, weight, bias).relu_()
 
 
 def add_linear(residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``residual + x @ weight.T + bias``; the residual is (..., O), the others as in `linear`."""
     if in_eager_inference(x) and _applies(x, weight):
-        return _LINEAR.binary(_dense(x), residual, _dense(weight), bias, "add")
+        return _LINEAR.binary(_dense(x), residual, _dense_weight(weight), bias, "add")
     return linear(x, weight, bias).add_(residual)
 
 
@@ -150,20 +158,27 @@ def linear_of_each(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """
     if in_eager_inference(x) and x.shape[1:].numel() * weight.shape[1] >= _LARGE and _applies(x, weight):
         mixed = x.new_empty(*x.shape[:2], weight.shape[1])
-        for result, *operands in zip(mixed, x, weight, bias, strict=True):
-            result.copy_(_LINEAR(*operands, "none", [], ""))
+        for result, image, of_image, bias_of_image in zip(mixed, _dense(x), weight, bias, strict=True):
+            result.copy_(_LINEAR(image, _dense_weight(of_image), bias_of_image, "none", [], ""))
         return mixed
     return torch.baddbmm(bias[:, None], x, weight.transpose(1, 2))
 
 
 def bmm(a: Tensor, b: Tensor) -> Tensor:
     """``a @ b`` of matrices (S, M, K) and (S, K, N), one by one if they are large: (S, M, N)."""
-    if in_eager_inference(a) and a.shape[1:].numel() * b.shape[2] >= _LARGE and _applies(a, b):
-        products = a.new_empty(a.shape[0], a.shape[1], b.shape[2])
-        for product, left, right in zip(products, _dense(a), _dense(b), strict=True):
-            product.copy_(_LINEAR(left, right.t(), None, "none", [], ""))
-        return products
+    if is_eager(a) and a.shape[1:].numel() * b.shape[2] >= _LARGE and _applies(a, b):
+        if not torch.is_grad_enabled():
+            return _bmm(a, b)
+        if a.dtype == torch.float32:
+            return _Bmm.apply(a, b)
     return torch.bmm(a, b)
+
+
+def _bmm(a: Tensor, b: Tensor) -> Tensor:
+    products = a.new_empty(a.shape[0], a.shape[1], b.shape[2])
+    for product, left, right in zip(products, _dense(a), b, strict=True):
+        product.copy_(_LINEAR(left, _dense_weight(right.t()), None, "none", [], ""))
+    return products
 
 
 class _Linear(torch.autograd.Function):
@@ -171,7 +186,7 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return _LINEAR(_dense(x), _dense(weight), bias, "none", [], "")
+        return _LINEAR(_dense(x), _dense_weight(weight), bias, "none", [], "")
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
@@ -187,4 +202,27 @@ class _Linear(torch.autograd.Function):
             linear(gradient, weight.t()) if of_x else None,
             linear(gradient.t(), x.t()) if of_weight else None,
             gradient.sum(0) if of_bias else None,
+        )
+
+
+class _Bmm(torch.autograd.Function):
+    """`bmm` of large matrices, with a gradient; the backward pass is made of such products too."""
+
+    @staticmethod
+    def forward(a: Tensor, b: Tensor) -> Tensor:
+        return _bmm(a, b)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        del output
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        a, b = ctx.saved_tensors
+        (gradient,) = gradients
+        of_a, of_b = ctx.needs_input_grad
+        return (
+            bmm(gradient, b.transpose(1, 2)) if of_a else None,
+            bmm(a.transpose(1, 2), gradient) if of_b else None,
         )

@@ -4,7 +4,6 @@ Source: RepMLPNet (arXiv 2112.11081), section 4.1. As a batched matrix product: 
 code computes the same numbers several times slower.
 """
 
-import torch
 from torch import Tensor
 
 from visionmlp.ops.product import bmm, matmul
@@ -15,7 +14,7 @@ def mix_channels_first(x: Tensor, weight: Tensor) -> Tensor:
     batch, channels, tokens = x.shape
     sets = weight.shape[0]
     by_set = x.reshape(batch * channels // sets, sets, tokens).transpose(0, 1)
-    return torch.bmm(by_set, weight.transpose(1, 2)).transpose(0, 1).reshape(batch, channels, tokens)
+    return bmm(by_set, weight.transpose(1, 2)).transpose(0, 1).reshape(batch, channels, tokens)
 
 
 def mix_positions_first(x: Tensor, weight: Tensor) -> Tensor:
