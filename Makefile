@@ -37,7 +37,8 @@ check: setup
 
 bench: setup
 	$(BIN)/visionmlp bench repmlpnet_t224 resmlp_s24 mlpmixer_b16 asmlp_t hiremlp_t vip_s7 cyclemlp_b1 dynamixer_s \
-		sparsemlp_moe_s --form deploy --batch-size 1 8 --runtime eager packed openvino
+		sparsemlp_moe_s --form deploy --batch-size 1 8 --runtime eager packed openvino \
+		$(shell { command -v c++ || command -v g++ || command -v clang++; } >/dev/null && echo aotinductor)
 
 clean:
 	rm -rf $(VENV) build dist

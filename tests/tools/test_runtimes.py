@@ -17,6 +17,7 @@ from visionmlp.errors import CheckpointError, InvalidConfig, InvalidImageSize, M
 from visionmlp.layers.fusible import reparameterize
 from visionmlp.layers.moe import assign_places
 from visionmlp.models.checkpoint import load_model
+from visionmlp.tools import runtimes
 from visionmlp.tools.certificate import relative_error
 from visionmlp.tools.export import _randomise, export_model
 from visionmlp.tools.graphs import ExportError, Sides, export_program, openvino_model
@@ -27,6 +28,7 @@ from visionmlp.tools.runtimes import (
     open_session,
     session_of,
     session_of_model,
+    streams_for,
 )
 
 
@@ -245,3 +247,33 @@ def test_openvino_graphs_keep_the_sizes_that_are_known():
     assert list(fixed.input(0).get_shape()) == [5, 3, 32, 32]
     dynamic = openvino_model(export_program(model, images, batch="dynamic"))
     assert [side.is_dynamic for side in dynamic.input(0).get_partial_shape()] == [True, False, False, False]
+
+
+@pytest.mark.parametrize(
+    ("batch", "threads", "streams"), [(8, 2, 2), (7, 2, 1), (9, 2, 1), (4, 1, 1), (64, 16, 16), (32, 16, 1)]
+)
+def test_batches_are_divided_into_equal_parts_that_are_worth_it(batch: int, threads: int, streams: int) -> None:
+    assert streams_for(batch, threads) == streams
+
+
+def test_openvino_divides_large_batches(files: Path, model, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, streams = runtimes.openvino_call, []
+
+    def counted(*arguments, **options):
+        streams.append(options.get("streams", 1))
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(runtimes, "openvino_call", counted)
+    session = open_session(files / "m.xml", threads=2)
+    with torch.no_grad():
+        for batch in (3, 8, 8, 16):
+            logits = torch.from_numpy(session(images_of(batch).numpy()))
+            assert relative_error(model(images_of(batch)), logits) < 1e-5
+        exact = model(images_of(8))
+    assert streams == [1, 2]
+    fixed = session_of(model, images_of(8), runtime="openvino", threads=2)
+    assert streams == [1, 2, 2]
+    assert relative_error(exact, torch.from_numpy(fixed(images_of(8).numpy()))) < 1e-5
+    with pytest.raises(ExportError, match=r"OpenVINO cannot run this model at \(8, 3, 64, 32\)"):
+        fixed(np.zeros((8, 3, 64, 32), np.float32))
+    assert relative_error(exact, torch.from_numpy(fixed(images_of(8).numpy()))) < 1e-5

@@ -59,8 +59,8 @@ class ServedOptions(ModelOptions):
 
     model: str = option(MODEL_HELP + " or exported file (.onnx, .xml, .pt2)", metavar="MODEL", positional=True)
     runtime: Literal["torch", "onnxruntime", "openvino", "aotinductor"] | None = option(
-        "what runs the model; the last three export a model or checkpoint in memory; default: torch, or for an exported "
-        "file what it was exported for; machine code runs only where aotinductor is given",
+        "what runs the model; the last three export a model or checkpoint in memory; default: torch, or for an "
+        "exported file what it was exported for; machine code runs only where aotinductor is given",
         None,
     )
     threads: int | None = option("CPU threads; default: the runtime's choice", None)

@@ -19,7 +19,7 @@ from visionmlp.tools.contenders import Contender
 from visionmlp.tools.gemm import synchronised
 from visionmlp.tools.graphs import export_program, openvino_model
 from visionmlp.tools.quantize import MINIMUM_IMAGES, quantize_openvino
-from visionmlp.tools.runtimes import openvino_call, session_of
+from visionmlp.tools.runtimes import openvino_call, session_of, streams_for
 from visionmlp.tools.timing import TrainingStep, peak_memory
 
 Dtype = Literal["float32", "bfloat16", "int8"]
@@ -171,9 +171,11 @@ class Runners:
 
 def _int8_session(module: nn.Module, images: Tensor, *, threads: int) -> Callable[[np.ndarray], object]:
     """The model in int8 by OpenVINO, calibrated on random images: its speed does not depend on the ranges."""
-    graph = openvino_model(export_program(module, images, batch=len(images)))
-    calibration = [np.random.default_rng(0).standard_normal(images.shape, dtype=np.float32)] * MINIMUM_IMAGES
-    return openvino_call(quantize_openvino(graph, calibration), "int8", threads)
+    streams = streams_for(len(images), threads)
+    part = images[: len(images) // streams]
+    graph = openvino_model(export_program(module, part, batch=len(part)))
+    calibration = [np.random.default_rng(0).standard_normal(part.shape, dtype=np.float32)] * MINIMUM_IMAGES
+    return openvino_call(quantize_openvino(graph, calibration), "int8", threads, streams=streams)
 
 
 def count_step_macs(module: nn.Module, input_size: tuple[int, int, int]) -> int:

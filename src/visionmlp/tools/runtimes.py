@@ -267,14 +267,16 @@ def session_of(model: nn.Module, images: Tensor, *, runtime: GraphRuntime, threa
     check_threads(threads)
     dtype = next(model.parameters()).dtype
     half = runtime == "openvino" and dtype == torch.bfloat16
-    program = export_program(copy.deepcopy(model).float() if half else model, images.float(), batch=len(images))
+    streams = streams_for(len(images), threads) if runtime == "openvino" else 1
+    batch = len(images) // streams
+    program = export_program(copy.deepcopy(model).float() if half else model, images[:batch].float(), batch=batch)
     if runtime == "pt2":
         return _torch_call(program.module(), threads)
     if runtime == "aotinductor":
         return _torch_call(aotinductor.compiled(program), threads)
     if runtime == "onnxruntime":
         return _onnx_call(_onnx_session(_onnx_bytes(program), threads))
-    return openvino_call(openvino_model(program), "bf16" if half else "float32", threads)
+    return openvino_call(openvino_model(program), "bf16" if half else "float32", threads, streams=streams)
 
 
 def session_of_model(
@@ -300,7 +302,7 @@ def session_of_model(
     elif runtime == "aotinductor":
         call = _torch_call(aotinductor.compiled(program), threads)
     else:
-        call = openvino_call(openvino_model(program), "float32", threads)
+        call = _openvino_call_of_any_batch(openvino_model(program), "float32", threads)
     metadata = metadata_of(model, info, dtype="float32", batch="dynamic", sides=None, form="deploy")
     return Session(metadata, call)
 
@@ -397,16 +399,18 @@ def _open_openvino(path: Path, threads: int | None) -> Session:
     except (RuntimeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"OpenVINO cannot load {path}: {_last_line(error)}") from error
     metadata = ExportMetadata.from_text(text, path)
-    return Session(metadata, openvino_call(model, metadata.dtype, threads))
+    return Session(metadata, _openvino_call_of_any_batch(model, metadata.dtype, threads))
 
 
-def openvino_call(model: "openvino.Model", dtype: Dtype, threads: int | None) -> Call:
+def openvino_call(model: "openvino.Model", dtype: Dtype, threads: int | None, *, streams: int = 1) -> Call:
     """A graph of OpenVINO, compiled for the CPU.
 
     Args:
         model: the graph.
         dtype: what its products are computed in.
         threads: as in `open_session`.
+        streams: parts that every batch is divided into, computed at the same time with their share of the threads each;
+            the graph takes one part.
 
     Raises:
         ExportError: if it cannot be compiled; the call raises it too.
@@ -418,18 +422,55 @@ def openvino_call(model: "openvino.Model", dtype: Dtype, threads: int | None) ->
     }
     if threads is not None:
         settings["INFERENCE_NUM_THREADS"] = threads
+    if streams > 1:
+        settings |= {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": streams}
     try:
-        request = _core().compile_model(model, "CPU", settings).create_infer_request()
+        compiled = _core().compile_model(model, "CPU", settings)
+        requests = [compiled.create_infer_request() for _ in range(streams)]
     except RuntimeError as error:
         raise ExportError(f"OpenVINO cannot compile this model: {_last_line(error)}") from error
 
     def call(images: np.ndarray) -> np.ndarray:
-        try:
-            return request.infer([images], share_inputs=True)[0]
-        except RuntimeError as error:
-            raise ExportError(f"OpenVINO cannot run this model at {images.shape}: {_last_line(error)}") from error
+        failures = []
+        for request, part in zip(requests, np.array_split(images, streams), strict=True):
+            try:
+                request.start_async([part], share_inputs=True)
+            except RuntimeError as error:
+                failures.append(error)
+        for request in requests:  # all, also after a failure: they still read the images
+            try:
+                request.wait()
+            except RuntimeError as error:
+                failures.append(error)
+        if failures:
+            raise ExportError(f"OpenVINO cannot run this model at {images.shape}: {_last_line(failures[0])}")
+        return np.concatenate([request.get_output_tensor(0).data for request in requests])
 
     return call
+
+
+def _openvino_call_of_any_batch(model: "openvino.Model", dtype: Dtype, threads: int | None) -> Call:
+    """`openvino_call` that divides large batches; it then compiles the graph once more."""
+    if not model.inputs[0].partial_shape[0].is_dynamic:
+        return openvino_call(model, dtype, threads)
+    whole = openvino_call(model, dtype, threads)
+    divided = functools.cache(lambda streams: openvino_call(model, dtype, threads, streams=streams))
+
+    def call(images: np.ndarray) -> np.ndarray:
+        streams = streams_for(len(images), threads)
+        return (whole if streams == 1 else divided(streams))(images)
+
+    return call
+
+
+_LEAST_PART = 4
+"""Images: smaller parts lose more by reading the weights again than they gain by having a thread of their own."""
+
+
+def streams_for(batch: int, threads: int | None) -> int:
+    """Parts that OpenVINO shall divide a batch into: one for each thread, if they are large enough and equal."""
+    threads = threads or torch.get_num_threads()
+    return threads if batch >= _LEAST_PART * threads and batch % threads == 0 else 1
 
 
 def _last_line(error: Exception) -> str:
