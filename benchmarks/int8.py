@@ -17,7 +17,7 @@ import io
 import logging
 import statistics
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,10 +33,10 @@ from visionmlp.models.checkpoint import CheckpointInfo, default_preprocessing
 from visionmlp.tools.certificate import randomise
 from visionmlp.tools.graphs import export_program, openvino_model
 from visionmlp.tools.quantize import CALIBRATION_IMAGES, calibration_images, quantize_onnx, quantize_openvino
+from visionmlp.tools.runtimes import Call, openvino_call, session_of, streams_for
 from visionmlp.tools.timing import describe_machine, interleave
 
-Call = Callable[[np.ndarray], np.ndarray]
-EAGER = "PyTorch float32"
+EAGER = "PyTorch float32, packed"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,22 +57,17 @@ class Row:
     top1: float | None
 
 
-def openvino_call(graph: openvino.Model, threads: int) -> tuple[Call, str]:
-    """A compiled graph, and how many of its products run in int8."""
-    compiled = openvino.Core().compile_model(
-        graph,
-        "CPU",
-        {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"},
-    )
-    request = compiled.create_infer_request()
-    infos = [node.get_rt_info() for node in compiled.get_runtime_model().get_ops()]
+def int8_products(graph: openvino.Model) -> str:
+    """How many of a graph's products run in int8."""
+    operations = openvino.Core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}).get_runtime_model()
+    infos = [node.get_rt_info() for node in operations.get_ops()]
     precisions = [
         info["runtimePrecision"].astype(str)
         for info in infos
         if info["layerType"].astype(str) in ("Convolution", "FullyConnected", "MatMul")
     ]
     quantised = sum(precision in ("i8", "u8") for precision in precisions)
-    return lambda images: request.infer([images], share_inputs=True)[0], f"{quantised} of {len(precisions)}"
+    return f"{quantised} of {len(precisions)}"
 
 
 def onnx_call(path: Path, threads: int) -> Call:
@@ -95,23 +90,25 @@ def contenders(
 ) -> tuple[dict[str, Call], dict[str, str]]:
     """Calls by name, and the int8 products of those that say."""
     example = torch.zeros(shape)
-    graph = openvino_model(export_program(model, example, batch=len(example)))
-    graph.reshape(list(shape))
+    streams = streams_for(len(example), threads)
+    part = example[: len(example) // streams]
+    graph = openvino_model(export_program(model, part, batch=len(part)))
     plain, int8 = folder / "plain.onnx", folder / "int8.onnx"
     with contextlib.redirect_stdout(io.StringIO()):
         program = torch.onnx.export(model, (example,), dynamo=True, verbose=False, input_names=["images"])
     assert program is not None
     program.save(plain, external_data=False)
     quantize_onnx(plain, int8, calibration)
-    quantised, products = openvino_call(quantize_openvino(graph, calibration), threads)
+    quantised = quantize_openvino(graph, calibration)
     calls = {
-        EAGER: eager_call(model),
-        "OpenVINO float32": openvino_call(graph, threads)[0],
-        "OpenVINO int8": quantised,
+        EAGER: eager_call(visionmlp.prepack(model)),
+        "AOTInductor float32": session_of(model, example, runtime="aotinductor", threads=threads),
+        "OpenVINO float32": openvino_call(graph, "float32", threads, streams=streams),
+        "OpenVINO int8": openvino_call(quantised, "int8", threads, streams=streams),
         "ONNX Runtime float32": onnx_call(plain, threads),
         "ONNX Runtime int8": onnx_call(int8, threads),
     }
-    return calls, {"OpenVINO int8": products}
+    return calls, {"OpenVINO int8": int8_products(quantised)}
 
 
 def in_batches(call: Call, images: np.ndarray, batch: int) -> np.ndarray:
@@ -163,7 +160,7 @@ def measure(reference: str, args: argparse.Namespace, folder: Path) -> list[Row]
         turns = {name: functools.partial(call, timed) for name, call in calls.items()}
         durations = interleave(turns, seconds=args.seconds)
         rates = {name: batch / statistics.median(samples) for name, samples in durations.items()}
-        best = max(rate for name, rate in rates.items() if name.endswith("float32"))
+        best = max(rate for name, rate in rates.items() if "float32" in name)
         for name, rate in rates.items():
             rows.append(
                 Row(
