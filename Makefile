@@ -35,10 +35,11 @@ check: setup
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
+# make bench OPTIONS='--csv bench.csv' passes more options on
 bench: setup
 	$(BIN)/visionmlp bench repmlpnet_t224 resmlp_s24 mlpmixer_b16 asmlp_t hiremlp_t vip_s7 cyclemlp_b1 dynamixer_s \
 		sparsemlp_moe_s --form deploy --batch-size 1 8 --runtime eager packed openvino \
-		$(shell { command -v c++ || command -v g++ || command -v clang++; } >/dev/null && echo aotinductor)
+		$(shell { command -v c++ || command -v g++ || command -v clang++; } >/dev/null && echo aotinductor) $(OPTIONS)
 
 clean:
 	rm -rf $(VENV) build dist
