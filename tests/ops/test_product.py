@@ -105,6 +105,26 @@ def test_gradients_of_batched_products(side, how):
     close(alone, expected[0])
 
 
+@pytest.mark.parametrize("multiply", [product.bmm, lambda a, b: product.linear(a[0], b[0].t())])
+def test_gradients_of_several_results_at_once(multiply):
+    a, b = torch.randn(1, 80, 82, requires_grad=True), torch.randn(1, 82, 90, requires_grad=True)
+    result = multiply(a, b)
+    seeds = torch.randn(3, *result.shape)
+    together = torch.autograd.grad(result, (a, b), seeds, is_grads_batched=True)
+    doubles = [value.detach().double().requires_grad_() for value in (a, b)]
+    exact = doubles[0] @ doubles[1]
+    for i, seed in enumerate(seeds):
+        expected = torch.autograd.grad(exact, doubles, seed.double().view(exact.shape), retain_graph=True)
+        for gradients, reference in zip(together, expected, strict=True):
+            close(gradients[i], reference)
+
+
+def test_batched_products_that_do_not_fit_say_so():
+    for shape in ((3, 80, 90), (2, 81, 90), (80, 90)):
+        with pytest.raises(RuntimeError, match=r"batch|3D"):
+            product.bmm(torch.randn(2, 90, 80), torch.randn(shape))
+
+
 @needs_onednn
 def test_a_weight_that_is_part_of_a_larger_one_is_copied_first(monkeypatch):
     """oneDNN would compute it by a loop, a thousand times as slowly."""

@@ -1,7 +1,9 @@
 """Models as machine code. One package serves most tests: a C++ compiler takes seconds even for the smallest model."""
 
+import gc
 import json
 import shutil
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -83,6 +85,10 @@ def test_packages_that_cannot_run_here(package: Path) -> None:
     other = rewritten(package, lambda entries: entries | {"visionmlp_processor": '["x86_64", "tensor_unit"]'})
     with pytest.raises(CheckpointError, match=r"another processor, with tensor_unit.*; export the model on this"):
         open_session(other, runtime="aotinductor")
+    for damage in ("[[" * 50_000, "[1, 2]", "{}"):
+        other = rewritten(package, lambda entries, damage=damage: entries | {"visionmlp_text": damage})
+        with pytest.raises(CheckpointError, match="not written by visionmlp export"):
+            open_session(other, runtime="aotinductor")
     foreign = rewritten(package, lambda entries: {k: v for k, v in entries.items() if "visionmlp" not in k})
     with pytest.raises(CheckpointError, match="not written by visionmlp export"):
         open_session(foreign, runtime="aotinductor")
@@ -91,8 +97,29 @@ def test_packages_that_cannot_run_here(package: Path) -> None:
 @pytest.mark.parametrize("part", [slice(0, -1000), slice(0, 2000)])
 def test_packages_that_are_cut(part: slice, package: Path) -> None:
     package.write_bytes(package.read_bytes()[part])
-    with pytest.raises((CheckpointError, InvalidConfig), match=r"truncated|holds no machine code"):
+    with pytest.raises(CheckpointError, match="truncated"):
         open_session(package, runtime="aotinductor")
+
+
+@pytest.mark.parametrize("content", [b"", b"no archive"])
+def test_files_that_are_no_archive(content: bytes, tmp_path) -> None:
+    (tmp_path / "m.pt2").write_bytes(content)
+    for runtime in ("torch", "aotinductor"):
+        with pytest.raises(CheckpointError, match="truncated, or neither"):
+            open_session(tmp_path / "m.pt2", runtime=runtime)
+
+
+def test_no_damage_of_the_directory_escapes(package: Path) -> None:
+    """Python's reader of archives raises many kinds of errors."""
+    content = package.read_bytes()
+    start = content.index(b"PK\x01\x02")
+    for place in range(start, min(len(content), start + 900), 3):
+        package.write_bytes(content[:place] + bytes([content[place] ^ 0x8B]) + content[place + 1 :])
+        try:
+            if aotinductor.is_package(package):
+                aotinductor.package_text(package)
+        except CheckpointError:
+            continue
 
 
 def test_damaged_code_is_not_run(package: Path) -> None:
@@ -134,7 +161,9 @@ def test_the_format_must_be_given(tmp_path) -> None:
         format_of(tmp_path / "m.so", "aotinductor")
 
 
-def test_models_in_memory() -> None:
+def test_models_in_memory(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
     model, info = load_model("resmlp_test")
     _randomise(model)
     with torch.no_grad():
@@ -143,3 +172,6 @@ def test_models_in_memory() -> None:
     assert 1e-5 < relative_error(exact, torch.from_numpy(fixed(images_of(3).numpy()))) < 0.1
     session = session_of_model(model, info, runtime="aotinductor", threads=1)
     assert relative_error(exact, torch.from_numpy(session(images_of(3).numpy()))) < 0.05
+    del fixed, session
+    gc.collect()
+    assert not list(tmp_path.iterdir())

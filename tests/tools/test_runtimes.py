@@ -4,6 +4,7 @@ import io
 import pickle
 import shutil
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -277,3 +278,16 @@ def test_openvino_divides_large_batches(files: Path, model, monkeypatch: pytest.
     with pytest.raises(ExportError, match=r"OpenVINO cannot run this model at \(8, 3, 64, 32\)"):
         fixed(np.zeros((8, 3, 64, 32), np.float32))
     assert relative_error(exact, torch.from_numpy(fixed(images_of(8).numpy()))) < 1e-5
+
+
+@pytest.mark.parametrize("batch", [3, 8])
+def test_two_threads_may_call_one_session(batch: int, files: Path, model) -> None:
+    session = open_session(files / "m.xml", threads=2)
+    inputs = [images_of(batch) + i for i in range(2)]
+    with torch.no_grad():
+        exact = [model(images) for images in inputs]
+    with ThreadPoolExecutor(2) as pool:
+        turns = [i % 2 for i in range(60)]
+        results = list(pool.map(lambda i: session(inputs[i].numpy()), turns))
+    for i, logits in zip(turns, results, strict=True):
+        assert relative_error(exact[i], torch.from_numpy(logits)) < 1e-5

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_legacy_batchedtensor
 from torch.nn import functional as F
 
 from visionmlp.errors import InvalidConfig
@@ -50,6 +51,10 @@ def _applies(x: Tensor, weight: Tensor) -> bool:
         # subclasses of Tensor, quantised weights among them, have products of their own
         and type(weight) in (Tensor, nn.Parameter)
         and type(x) in (Tensor, nn.Parameter)
+        and x.layout == torch.strided
+        # gradients of several results at once (is_grads_batched)
+        and not is_legacy_batchedtensor(x)
+        and not is_legacy_batchedtensor(weight)
         and torch.backends.mkldnn.enabled
         and not torch.is_autocast_enabled("cpu")
     )
@@ -157,16 +162,14 @@ def linear_of_each(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         bias: (B, O).
     """
     if in_eager_inference(x) and x.shape[1:].numel() * weight.shape[1] >= _LARGE and _applies(x, weight):
-        mixed = x.new_empty(*x.shape[:2], weight.shape[1])
-        for result, image, of_image, bias_of_image in zip(mixed, _dense(x), weight, bias, strict=True):
-            result.copy_(_LINEAR(image, _dense_weight(of_image), bias_of_image, "none", [], ""))
-        return mixed
+        return _linear_of_each(x, weight, bias)
     return torch.baddbmm(bias[:, None], x, weight.transpose(1, 2))
 
 
 def bmm(a: Tensor, b: Tensor) -> Tensor:
     """``a @ b`` of matrices (S, M, K) and (S, K, N), one by one if they are large: (S, M, N)."""
-    if is_eager(a) and a.shape[1:].numel() * b.shape[2] >= _LARGE and _applies(a, b):
+    fit = a.dim() == b.dim() == 3 and a.shape[0] == b.shape[0] and a.shape[2] == b.shape[1]
+    if fit and is_eager(a) and a.shape[1:].numel() * b.shape[2] >= _LARGE and _applies(a, b):
         if not torch.is_grad_enabled():
             return _bmm(a, b)
         if a.dtype == torch.float32:
@@ -175,9 +178,15 @@ def bmm(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _bmm(a: Tensor, b: Tensor) -> Tensor:
-    products = a.new_empty(a.shape[0], a.shape[1], b.shape[2])
-    for product, left, right in zip(products, _dense(a), b, strict=True):
-        product.copy_(_LINEAR(left, _dense_weight(right.t()), None, "none", [], ""))
+    return _linear_of_each(a, b.transpose(1, 2), None)
+
+
+def _linear_of_each(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    x = _dense(x)
+    products = x.new_empty(*x.shape[:2], weight.shape[1])
+    for i, product in enumerate(products):
+        own_bias = None if bias is None else bias[i]
+        product.copy_(_LINEAR(x[i], _dense_weight(weight[i]), own_bias, "none", [], ""))
     return products
 
 

@@ -12,15 +12,16 @@ from pathlib import Path
 
 import torch
 import torch._inductor
+import torch._inductor.utils
 from torch import Tensor
 from torch._inductor.cpp_builder import get_cpp_compiler
 from torch._inductor.exc import CppCompileError, InvalidCxxCompiler
 from torch.export import ExportedProgram
 
 from visionmlp.errors import CheckpointError, InvalidConfig
-from visionmlp.tools.graphs import ExportError, quiet
+from visionmlp.tools.graphs import ExportError, first_line, quiet
 
-_TEXT, _PROCESSOR = "visionmlp", "visionmlp_processor"
+_TEXT, _PROCESSOR = "visionmlp_text", "visionmlp_processor"
 _CODE, _DESCRIPTION = ".so", "_metadata.json"
 
 
@@ -54,19 +55,24 @@ def compile_package(program: ExportedProgram, path: Path, text: Mapping[str, str
         "aot_inductor.metadata": {_TEXT: json.dumps(dict(text)), _PROCESSOR: json.dumps(_processor())},
     }
     try:
-        with quiet(), torch.no_grad():
+        # its usual cache keeps code and weights for ever, under one name for all weights of an architecture
+        with quiet(), torch.no_grad(), torch._inductor.utils.fresh_cache():
             torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=settings)
     except (CppCompileError, RuntimeError, AssertionError) as error:
-        raise ExportError(f"AOTInductor cannot compile this model: {str(error).strip().splitlines()[0]}") from error
+        raise ExportError(f"AOTInductor cannot compile this model: {first_line(error)}") from error
 
 
 def is_package(path: Path) -> bool:
-    """Whether a ``.pt2`` file holds machine code, not a program of torch.export; nothing of it is loaded."""
+    """Whether a ``.pt2`` file holds machine code, not a program of torch.export; nothing of it is loaded.
+
+    Raises:
+        CheckpointError: if it is neither.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             return any(name.endswith(_CODE) for name in archive.namelist())
-    except (OSError, zipfile.BadZipFile):
-        return False
+    except Exception as error:  # damaged archives raise whatever comes first
+        raise CheckpointError(f"{path} is truncated, or neither a program of torch.export nor machine code") from error
 
 
 def package_text(path: Path) -> dict[str, str]:
@@ -79,12 +85,13 @@ def package_text(path: Path) -> dict[str, str]:
         with zipfile.ZipFile(path) as archive:
             if damaged := archive.testzip():  # code that is not what was written would not fail, but crash
                 raise zipfile.BadZipFile(damaged)
-            descriptions = [name for name in archive.namelist() if name.endswith(_DESCRIPTION)]
             entries: dict[str, str] = {}
-            for name in descriptions:
-                entries |= dict(json.loads(archive.read(name)))
-        text, processor = dict(json.loads(entries[_TEXT])), set(json.loads(entries[_PROCESSOR]))
-    except (OSError, zipfile.BadZipFile, ValueError, TypeError, KeyError) as error:
+            for name in archive.namelist():
+                if name.endswith(_DESCRIPTION):
+                    entries |= dict(json.loads(archive.read(name)))
+        text = dict(json.loads(entries[_TEXT]))
+        processor = {str(name) for name in json.loads(entries[_PROCESSOR])}
+    except Exception as error:  # damaged archives raise whatever comes first
         raise CheckpointError(f"{path} is truncated or was not written by visionmlp export") from error
     if lacking := sorted(processor - set(_processor())):
         raise CheckpointError(
@@ -101,13 +108,12 @@ def load_package(path: Path) -> Callable[[Tensor], Tensor]:
     """
     try:
         with quiet():
-            compiled = torch._inductor.aoti_load_package(str(path))
-    except Exception as error:  # whatever comes first on damaged archives
+            return torch._inductor.aoti_load_package(str(path))
+    except Exception as error:  # damaged archives raise whatever comes first
         raise CheckpointError(f"{path} is truncated or no package of AOTInductor") from error
-    return compiled
 
 
-def compiled(program: ExportedProgram) -> Callable[[Tensor], Tensor]:
+def compile_in_memory(program: ExportedProgram) -> Callable[[Tensor], Tensor]:
     """A graph as machine code in memory; errors as in `compile_package`."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "compiled.pt2"

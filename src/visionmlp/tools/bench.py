@@ -113,7 +113,8 @@ def bench(
             speed, not for accuracy.
         forms: which forms of each model; a deploy checkpoint has no training form.
         runtimes: plain PyTorch, packed weights (deploy forms on the CPU), ``torch.compile`` (fixed shapes, weights
-            frozen for inference), CUDA graphs of plain PyTorch, or the exported graph in ONNX Runtime or OpenVINO.
+            frozen for inference), CUDA graphs of plain PyTorch, or the exported graph in ONNX Runtime, OpenVINO or as
+            machine code (AOTInductor).
         training: also measure a training step of everything but deploy forms, plain and compiled.
         compare: also timm's model where timm has the architecture, and `visionmlp.tools.contenders.PEERS`.
         seconds: time for each contender.

@@ -113,7 +113,7 @@ def export_program(model: nn.Module, images: Tensor, *, batch: Batch, sides: Sid
         with quiet(), torch.no_grad():
             return torch.export.export(module, (images,), dynamic_shapes=(shapes,) if shapes else None)
     except (RuntimeError, AssertionError) as error:
-        raise ExportError(f"PyTorch cannot export this model: {_first_line(error)}") from error
+        raise ExportError(f"PyTorch cannot export this model: {first_line(error)}") from error
 
 
 def onnx_program(program: ExportedProgram, *, opset: int | None = None) -> torch.onnx.ONNXProgram:
@@ -139,7 +139,7 @@ def onnx_program(program: ExportedProgram, *, opset: int | None = None) -> torch
                 output_names=["logits"],
             )
     except torch.onnx.errors.OnnxExporterError as error:
-        raise ExportError(f"PyTorch cannot export this model: {_first_line(error)}") from error
+        raise ExportError(f"PyTorch cannot export this model: {first_line(error)}") from error
     assert result is not None
     written = result.model.opset_imports.get("")
     if opset is not None and written != opset:
@@ -166,7 +166,7 @@ def openvino_model(program: ExportedProgram) -> "openvino.Model":
             (images,) = (node for node in program.graph.nodes if node.name in program.graph_signature.user_inputs)
             model.reshape([side if isinstance(side, int) else -1 for side in images.meta["val"].shape])
     except Exception as error:  # its converter raises what its parts raise
-        raise ExportError(f"OpenVINO cannot take this model: {_first_line(error)}") from error
+        raise ExportError(f"OpenVINO cannot take this model: {first_line(error)}") from error
     model.input(0).get_tensor().set_names({"images"})
     model.output(0).get_tensor().set_names({"logits"})
     return model
@@ -185,7 +185,8 @@ class _Float32Interface(nn.Module):
         return self.model(images.to(self.dtype)).float()
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What happened; of messages that tell a story, the beginning."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 

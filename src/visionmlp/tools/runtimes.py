@@ -7,6 +7,7 @@ import functools
 import json
 import logging
 import os
+import threading
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 Runtime = Literal["torch", "onnxruntime", "openvino", "aotinductor"]
 """What runs a file."""
 ExportedRuntime = Literal["onnxruntime", "openvino", "aotinductor"]
-"""What leaves PyTorch's operators behind."""
+"""What runs a graph instead of PyTorch's operators."""
 GraphRuntime = Literal["onnxruntime", "openvino", "aotinductor", "pt2"]
 """What runs a graph made in memory; "pt2" is PyTorch with its own exported program."""
 Dtype = Literal["float32", "bf16", "fp16", "int8"]
@@ -256,7 +257,7 @@ def session_of(model: nn.Module, images: Tensor, *, runtime: GraphRuntime, threa
     Args:
         model: in evaluation mode, on the CPU; any module of images. In bfloat16, OpenVINO computes products in
             bfloat16 from the float32 values of the weights; ONNX Runtime cannot.
-        images: an example (B, C, H, W).
+        images: an example (B, C, H, W); machine code does not notice when it gets others.
         runtime: what runs the graph.
         threads: as in `open_session`.
 
@@ -273,7 +274,7 @@ def session_of(model: nn.Module, images: Tensor, *, runtime: GraphRuntime, threa
     if runtime == "pt2":
         return _torch_call(program.module(), threads)
     if runtime == "aotinductor":
-        return _torch_call(aotinductor.compiled(program), threads)
+        return _torch_call(aotinductor.compile_in_memory(program), threads)
     if runtime == "onnxruntime":
         return _onnx_call(_onnx_session(_onnx_bytes(program), threads))
     return openvino_call(openvino_model(program), "bf16" if half else "float32", threads, streams=streams)
@@ -300,7 +301,7 @@ def session_of_model(
     if runtime == "onnxruntime":
         call = _onnx_call(_onnx_session(_onnx_bytes(program), threads))
     elif runtime == "aotinductor":
-        call = _torch_call(aotinductor.compiled(program), threads)
+        call = _torch_call(aotinductor.compile_in_memory(program), threads)
     else:
         call = _openvino_call_of_any_batch(openvino_model(program), "float32", threads)
     metadata = metadata_of(model, info, dtype="float32", batch="dynamic", sides=None, form="deploy")
@@ -430,21 +431,25 @@ def openvino_call(model: "openvino.Model", dtype: Dtype, threads: int | None, *,
     except RuntimeError as error:
         raise ExportError(f"OpenVINO cannot compile this model: {_last_line(error)}") from error
 
+    # a request computes one batch at a time
+    lock = threading.Lock()
+
     def call(images: np.ndarray) -> np.ndarray:
         failures = []
-        for request, part in zip(requests, np.array_split(images, streams), strict=True):
-            try:
-                request.start_async([part], share_inputs=True)
-            except RuntimeError as error:
-                failures.append(error)
-        for request in requests:  # all, also after a failure: they still read the images
-            try:
-                request.wait()
-            except RuntimeError as error:
-                failures.append(error)
-        if failures:
-            raise ExportError(f"OpenVINO cannot run this model at {images.shape}: {_last_line(failures[0])}")
-        return np.concatenate([request.get_output_tensor(0).data for request in requests])
+        with lock:
+            for request, part in zip(requests, np.array_split(images, streams), strict=True):
+                try:
+                    request.start_async([part], share_inputs=True)
+                except RuntimeError as error:
+                    failures.append(error)
+            for request in requests:  # all, also after a failure: they still read the images
+                try:
+                    request.wait()
+                except RuntimeError as error:
+                    failures.append(error)
+            if failures:
+                raise ExportError(f"OpenVINO cannot run this model at {images.shape}: {_last_line(failures[0])}")
+            return np.concatenate([request.get_output_tensor(0).data for request in requests])
 
     return call
 
