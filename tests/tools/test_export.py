@@ -360,7 +360,7 @@ def test_an_opset_that_cannot_be_had_is_refused(opset: int, tmp_path) -> None:
     ("suffix", "options", "message"),
     [
         (".onnx", {"batch": 0}, "at least 1"),
-        (".onnx", {"dtype": "bf16"}, "use the format openvino or pt2 or safetensors"),
+        (".onnx", {"dtype": "bf16"}, "use the format openvino or pt2 or aotinductor or safetensors"),
         (".pt2", {"dtype": "int8"}, "int8 cannot run in pt2 files"),
         (".xml", {"dtype": "int8"}, "needs calibration images"),
         (".xml", {"calibration": [np.zeros((1, 3, 32, 32), np.float32)]}, "calibration is for int8"),
