@@ -1,7 +1,7 @@
 # make demo   train, deploy and export a small vision MLP on real images (about three minutes on two cores)
 # make test   all tests
 # make check  lint, types, import rules
-# make bench  speed of the deploy forms against the machine's own matrix product (about five minutes)
+# make bench  speed of the deploy forms against the machine's own matrix product (about twelve minutes)
 # make setup  the environment alone; the others do it first
 
 PYTHON ?= python3

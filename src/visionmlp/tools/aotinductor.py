@@ -58,7 +58,7 @@ def compile_package(program: ExportedProgram, path: Path, text: Mapping[str, str
         # its usual cache keeps code and weights for ever, under one name for all weights of an architecture
         with quiet(), torch.no_grad(), torch._inductor.utils.fresh_cache():
             torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=settings)
-    except (CppCompileError, RuntimeError, AssertionError) as error:
+    except (CppCompileError, RuntimeError, AssertionError, OSError) as error:  # OSError: the disk is full
         raise ExportError(f"AOTInductor cannot compile this model: {first_line(error)}") from error
 
 

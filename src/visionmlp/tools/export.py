@@ -57,7 +57,7 @@ DTYPES: dict[Format, tuple[Dtype, ...]] = {
     "onnx": ("float32", "fp16", "int8"),  # ONNX Runtime has no bfloat16 products on CPUs
     "openvino": ("float32", "bf16", "fp16", "int8"),
     "pt2": ("float32", "bf16", "fp16"),
-    "aotinductor": ("float32", "bf16"),  # its products in half precision fall back to slow ones
+    "aotinductor": ("float32", "bf16"),  # half precision was not tried
     "safetensors": ("float32", "bf16", "fp16"),
 }
 RUNNERS: dict[Format, str] = {
