@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
 
 import visionmlp
+from visionmlp.measure.timing import describe_machine, interleave
 from visionmlp.models.cyclemlp import CycleFC
-from visionmlp.tools.timing import describe_machine, interleave
 
 BASELINE = "deform_conv2d"
 MAPS = ((56, 56, 64), (28, 28, 128), (14, 14, 320), (7, 7, 512))

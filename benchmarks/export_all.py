@@ -17,10 +17,10 @@ from rich.console import Console
 from rich.table import Table
 
 import visionmlp
+from visionmlp.deploy.export import DTYPES, SUFFIXES, export_model
 from visionmlp.errors import VisionMLPError
 from visionmlp.models.checkpoint import load_model
 from visionmlp.models.registry import variant
-from visionmlp.tools.export import DTYPES, SUFFIXES, export_model
 
 COLUMNS = ("model", "format", "dtype", "form", "seconds", "MiB", "error, batch 1", "error, batch 5", "limit", "failure")
 

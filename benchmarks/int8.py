@@ -29,12 +29,12 @@ from torch import nn
 import visionmlp
 from visionmlp.data.sources import open_evaluation_data
 from visionmlp.data.transforms import Preprocessing
+from visionmlp.deploy.certificate import randomise
+from visionmlp.deploy.graphs import export_program, openvino_model
+from visionmlp.deploy.quantize import CALIBRATION_IMAGES, calibration_images, quantize_onnx, quantize_openvino
+from visionmlp.deploy.runtimes import Call, openvino_call, session_of, streams_for
+from visionmlp.measure.timing import describe_machine, interleave
 from visionmlp.models.checkpoint import CheckpointInfo, default_preprocessing
-from visionmlp.tools.certificate import randomise
-from visionmlp.tools.graphs import export_program, openvino_model
-from visionmlp.tools.quantize import CALIBRATION_IMAGES, calibration_images, quantize_onnx, quantize_openvino
-from visionmlp.tools.runtimes import Call, openvino_call, session_of, streams_for
-from visionmlp.tools.timing import describe_machine, interleave
 
 EAGER = "PyTorch float32, packed"
 

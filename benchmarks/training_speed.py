@@ -20,9 +20,9 @@ from rich.console import Console
 from rich.table import Table
 
 import visionmlp
+from visionmlp.files import beside
+from visionmlp.measure.timing import TrainingStep, describe_machine, interleave, peak_memory
 from visionmlp.ops import product
-from visionmlp.tools.files import beside
-from visionmlp.tools.timing import TrainingStep, describe_machine, interleave, peak_memory
 
 MODELS = (
     "repmlpnet_t224",

@@ -9,7 +9,7 @@ A new page needs the markers that the others have; tests/test_docs.py finds stal
 import argparse
 from pathlib import Path
 
-from visionmlp.tools.family_pages import draw_influence, fill_page, page_parts
+from visionmlp.report.family_pages import draw_influence, fill_page, page_parts
 
 DOCS = Path(__file__).parent
 # the model whose blocks the figure shows

@@ -22,10 +22,10 @@ import visionmlp
 from visionmlp.cli import main
 from visionmlp.cli.commands import COMMANDS
 from visionmlp.cli.evaluation import scores_table
+from visionmlp.deploy.certificate import randomise
 from visionmlp.models.checkpoint import load_model, save_checkpoint
-from visionmlp.recipes.classify import ClassifyConfig
 from visionmlp.recipes.published import RECIPES
-from visionmlp.tools.certificate import randomise
+from visionmlp.tasks.classify.run import ClassifyConfig
 
 TRAIN = ["repmlpnet_test", "--data", "sklearn/digits", "--batch-size", "64", "--max-steps", "2", "--num-workers", "0"]
 
@@ -342,7 +342,7 @@ def test_export(checkpoint: Path, tmp_path, capsys) -> None:
 
 @pytest.fixture
 def small_gemm(monkeypatch: pytest.MonkeyPatch) -> None:
-    from visionmlp.tools import bench, roofline
+    from visionmlp.bench import bench, roofline
 
     monkeypatch.setattr(bench, "bench", functools.partial(bench.bench, gemm_sides=(64,)))
     profile = functools.partial(roofline.profile_models, gemm_sides=(64,), copy_bytes=4096)

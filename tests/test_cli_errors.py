@@ -262,7 +262,7 @@ def test_full_disk(fails: Fails, checkpoint: Path, tmp_path, monkeypatch: pytest
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("visionmlp.tools.certificate.save_checkpoint", full)
+    monkeypatch.setattr("visionmlp.deploy.certificate.save_checkpoint", full)
     line = fails("deploy", checkpoint, "--output", tmp_path / "d.safetensors", "--seconds", 0.02)
     assert "d.safetensors" in line
     assert "No space left" in line
@@ -327,7 +327,7 @@ def test_interrupt(fails: Fails, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("visionmlp.tools.catalog.catalog", interrupt)
+    monkeypatch.setattr("visionmlp.measure.catalog.catalog", interrupt)
     assert fails("models", code=130) == "interrupted\n"
 
 
@@ -335,7 +335,7 @@ def test_interrupt_says_what_is_saved_in_one_line(fails: Fails, monkeypatch: pyt
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt("stopped at step 3;\ncontinue with --resume")
 
-    monkeypatch.setattr("visionmlp.tools.catalog.catalog", interrupt)
+    monkeypatch.setattr("visionmlp.measure.catalog.catalog", interrupt)
     assert fails("models", code=130) == "stopped at step 3; continue with --resume\n"
 
 
@@ -360,6 +360,6 @@ def test_a_bug_is_not_dressed_up_as_a_user_error(monkeypatch: pytest.MonkeyPatch
     def crash(*_: object, **__: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("visionmlp.tools.catalog.catalog", crash)
+    monkeypatch.setattr("visionmlp.measure.catalog.catalog", crash)
     with pytest.raises(ZeroDivisionError):
         main(["models"])

@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 
 from visionmlp.cli import main
+from visionmlp.deploy.certificate import randomise
+from visionmlp.deploy.runtimes import open_session
 from visionmlp.models.checkpoint import load_model, save_checkpoint
-from visionmlp.tools.certificate import randomise
-from visionmlp.tools.runtimes import open_session
 
 
 @pytest.fixture(scope="module")

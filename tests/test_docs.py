@@ -8,7 +8,7 @@ import pytest
 import visionmlp
 from visionmlp.errors import DataError
 from visionmlp.models.registry import variant
-from visionmlp.tools.family_pages import draw_influence, field_documentation, fill_page, influence, page_parts
+from visionmlp.report.family_pages import draw_influence, field_documentation, fill_page, influence, page_parts
 
 ROOT = Path(__file__).parents[1]
 FAMILIES = ROOT / "docs" / "families"

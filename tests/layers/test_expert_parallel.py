@@ -13,7 +13,7 @@ from tests.randomise import randomise
 from visionmlp.data.batches import Batch
 from visionmlp.errors import InvalidConfig
 from visionmlp.layers.expert_parallel import ParallelExperts, expert_parallel, gather_state, synchronise_gradients
-from visionmlp.tasks.classify import Classification
+from visionmlp.tasks.classify.task import Classification
 
 PROCESSES = 2
 IMAGES = torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(3), dtype=torch.float64)

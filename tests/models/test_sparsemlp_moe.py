@@ -13,10 +13,10 @@ from tests.randomise import randomise
 from visionmlp.errors import CheckpointError, CheckpointMismatch, InvalidConfig
 from visionmlp.layers.auxiliary import collect_auxiliary
 from visionmlp.layers.mixer_block import MixerBlock
+from visionmlp.measure.catalog import catalog
 from visionmlp.models.official import load_strictly, resize_tokens
 from visionmlp.models.registry import list_models, variant
 from visionmlp.models.sparsemlp_moe import SparseBlock
-from visionmlp.tools.catalog import catalog
 
 NAME = "sparsemlp_moe_test"
 

@@ -28,9 +28,9 @@ from visionmlp.errors import require
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from visionmlp.deploy.runtimes import SessionModel
     from visionmlp.models.backbone import Backbone
     from visionmlp.models.checkpoint import CheckpointInfo
-    from visionmlp.tools.runtimes import SessionModel
 
 _PIPE_WIDTH = 200
 """Columns of a table that goes to a file or another program."""
@@ -68,7 +68,7 @@ def _command(options: type, call: Callable[[Any], int], **texts: Any) -> Command
 
 def models(options: ModelsOptions) -> int:
     """Print the table of models."""
-    from visionmlp.tools.catalog import catalog, catalog_rows, catalog_table
+    from visionmlp.measure.catalog import catalog, catalog_rows, catalog_table
 
     entries = catalog(options.pattern, family=options.family)
     if options.json:
@@ -93,7 +93,7 @@ def evaluate(options: EvalOptions) -> int:
 
 def predict(options: PredictOptions) -> int:
     """Print the classes of images; images that cannot be read are named on standard error."""
-    from visionmlp.tools.predict import predict, predictions_table
+    from visionmlp.tasks.classify.predict import predict, predictions_table
 
     model, info = _load_served(options)
     predictions = list(
@@ -118,7 +118,7 @@ def predict(options: PredictOptions) -> int:
 
 def convert(options: ConvertOptions) -> int:
     """Write the weights in the other format."""
-    from visionmlp.tools.convert import convert_from_official, convert_to_official
+    from visionmlp.deploy.convert import convert_from_official, convert_to_official
 
     if options.to == "official":
         if options.ema or options.img_size is not None:
@@ -149,7 +149,7 @@ def convert(options: ConvertOptions) -> int:
 
 def deploy(options: DeployOptions) -> int:
     """Write the deploy form and print its certificate."""
-    from visionmlp.tools.certificate import certificate_table, deploy
+    from visionmlp.deploy.certificate import certificate_table, deploy
 
     model, info = _load(options)
     output = options.output or _deploy_output(options)
@@ -164,9 +164,9 @@ def deploy(options: DeployOptions) -> int:
 
 def export(options: ExportOptions) -> int:
     """Write an exported file and print how closely its runtime reproduces the model."""
-    from visionmlp.tools.export import RUNNERS, export_model
-    from visionmlp.tools.predict import preprocessing_of
-    from visionmlp.tools.quantize import calibration_images
+    from visionmlp.deploy.export import RUNNERS, export_model
+    from visionmlp.deploy.quantize import calibration_images
+    from visionmlp.tasks.classify.predict import preprocessing_of
 
     if options.batch != "dynamic" and not options.batch.isdecimal():
         raise UsageError(f"--batch takes 'dynamic' or a number, got {options.batch!r}")
@@ -220,9 +220,9 @@ def bench(options: BenchOptions) -> int:
     """Measure and print; optionally write a CSV file and a figure. Contenders that failed are named at the end."""
     import contextlib
 
-    from visionmlp.tools.bench import bench, bench_table, write_csv
-    from visionmlp.tools.files import beside
-    from visionmlp.tools.plots import speed_figure
+    from visionmlp.bench.bench import bench, bench_table, write_csv
+    from visionmlp.files import beside
+    from visionmlp.report.plots import speed_figure
 
     if options.profile:
         return _bench_profile(options)
@@ -263,8 +263,8 @@ def bench(options: BenchOptions) -> int:
 def _bench_profile(options: BenchOptions) -> int:
     from contextlib import nullcontext
 
-    from visionmlp.tools.files import beside
-    from visionmlp.tools.roofline import profile_models, profile_tables, write_profiles
+    from visionmlp.bench.roofline import profile_models, profile_tables, write_profiles
+    from visionmlp.files import beside
 
     if options.runtime != ("eager",) or options.training or "int8" in options.dtype or options.plot:
         raise UsageError(
@@ -453,7 +453,7 @@ def _load_served(options: ServedOptions) -> "tuple[Backbone | SessionModel, Chec
     """The same, in the runtime that the options name."""
     import torch
 
-    from visionmlp.tools.runtimes import RUNTIMES, SessionModel, check_threads, open_session, session_of_model
+    from visionmlp.deploy.runtimes import RUNTIMES, SessionModel, check_threads, open_session, session_of_model
 
     path = Path(options.model)
     check_threads(options.threads)

@@ -10,12 +10,12 @@ from rich.text import Text
 
 from visionmlp.cli.options import EvalOptions
 from visionmlp.cli.parser import UsageError
+from visionmlp.deploy.runtimes import SessionModel
+from visionmlp.measure.timing import open_device
 from visionmlp.models.backbone import Backbone
 from visionmlp.models.checkpoint import CheckpointInfo
-from visionmlp.recipes.classify import evaluate, read_config
-from visionmlp.tools.predict import preprocessing_of
-from visionmlp.tools.runtimes import SessionModel
-from visionmlp.tools.timing import open_device
+from visionmlp.tasks.classify.predict import preprocessing_of
+from visionmlp.tasks.classify.run import evaluate, read_config
 
 
 def evaluate_model(model: Backbone | SessionModel, info: CheckpointInfo, options: EvalOptions) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from visionmlp.cli.parser import UsageError, add_fields, nearest, options_from
 
 def add_train_options(parser: ArgumentParser, words: Sequence[str]) -> None:
     """Options of ``train``; ``--recipe`` and ``--resume`` on the command line decide what the defaults are."""
-    from visionmlp.recipes.classify import ClassifyConfig
+    from visionmlp.tasks.classify.run import ClassifyConfig
 
     given = _scan(words)
     defaults = {} if given.recipe is None else _recipe_defaults(given.recipe)
@@ -42,7 +42,7 @@ def add_train_options(parser: ArgumentParser, words: Sequence[str]) -> None:
 
 def train(namespace: Namespace) -> int:
     """Train, or print the configuration."""
-    from visionmlp.recipes.classify import ClassifyConfig, train
+    from visionmlp.tasks.classify.run import ClassifyConfig, train
 
     switches = options_from(namespace, TrainSwitches)
     config = options_from(namespace, ClassifyConfig)

@@ -16,8 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from visionmlp.engine.run_folder import write_beside
 from visionmlp.errors import RunFolderError
+from visionmlp.files import write_beside
 
 WriteWeights = Callable[[Path, nn.Module], None]
 

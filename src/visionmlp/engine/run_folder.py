@@ -13,7 +13,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,41 +22,10 @@ import torch
 import yaml
 
 from visionmlp.engine.config import TrainingConfig
-from visionmlp.errors import InvalidConfig, RunFolderError, VisionMLPError
+from visionmlp.errors import InvalidConfig, RunFolderError
+from visionmlp.files import write_beside, writing
 
 PACKAGES = ("visionmlp", "torch", "torchvision", "timm", "lightning-fabric", "numpy", "pillow")
-
-
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn an OSError (disk full, read-only, ...) into one line about ``path``."""
-    try:
-        yield
-    except VisionMLPError:  # some are OSErrors too
-        raise
-    except OSError as error:
-        raise RunFolderError(f"cannot write {path}: {error.strerror or error}") from error
-
-
-def write_beside(path: Path, content: bytes) -> None:
-    """Write a file so that at any moment the old or the new one is there, complete."""
-    partial = path.with_name(f".{path.name}.partial")
-    with writing(path):
-        try:
-            with partial.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        except OSError:
-            partial.unlink(missing_ok=True)
-            raise
-
-
-def sync(path: Path) -> None:
-    """Wait until a file is on the disk, before another one says that it is there."""
-    with writing(path), path.open("rb+") as file:
-        os.fsync(file.fileno())
 
 
 class Table:

@@ -12,9 +12,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from visionmlp.errors import CheckpointError, CheckpointMismatch, InvalidConfig, VisionMLPError
+from visionmlp.files import whole_file
 from visionmlp.layers.fusible import is_training_form, reparameterize
 from visionmlp.models.backbone import Backbone
-from visionmlp.models.files import whole_file
 from visionmlp.models.official import load_official, load_strictly, resize_tokens
 from visionmlp.models.registry import create_model, is_model, variant
 

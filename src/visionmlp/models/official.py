@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from visionmlp.errors import CheckpointError, CheckpointMismatch
+from visionmlp.files import whole_file
 from visionmlp.layers.grid_mixer import GridMixer
 from visionmlp.models.backbone import Backbone, FusibleBackbone, size_text
-from visionmlp.models.files import whole_file
 from visionmlp.models.weights import OFFICIAL_FILES, OfficialFile, family_prefix
 
 EMA_WRAPPERS = ("model_ema", "state_dict_ema")

@@ -5,16 +5,16 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from visionmlp.deploy.certificate import certificate_table, deploy
+from visionmlp.deploy.export import export_model
 from visionmlp.engine import RunFolder
 from visionmlp.errors import VisionMLPError
 from visionmlp.models.checkpoint import load_checkpoint, load_model
 from visionmlp.models.repmlpnet import RepMLPBlock
 from visionmlp.ops.fold import affine_of_linear, batchnorm_affine
-from visionmlp.recipes.classify import evaluate, train
 from visionmlp.recipes.published import digits
-from visionmlp.tools.certificate import certificate_table, deploy
-from visionmlp.tools.export import export_model
-from visionmlp.tools.plots import kernel_rows
+from visionmlp.report.plots import kernel_rows
+from visionmlp.tasks.classify.run import evaluate, train
 
 EXPECTED_TOP1 = 98.0
 """Percent of the held-out digits; `digits` reaches more."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from visionmlp.recipes.config import ClassifyConfig
+from visionmlp.tasks.classify.config import ClassifyConfig
 
 
 def repmlpnet_imagenet(*, data: str, output: Path, model: str = "repmlpnet_t224") -> ClassifyConfig:

@@ -1,1 +1,1 @@
-"""Where model, loss and metric meet."""
+"""One folder a task: configuration, data, loss and metrics, run, prediction, figures."""

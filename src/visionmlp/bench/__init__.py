@@ -1,0 +1,1 @@
+"""Benchmarks: what is measured, how, layer by layer, and the tables."""

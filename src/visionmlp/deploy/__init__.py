@@ -1,0 +1,1 @@
+"""Shipping a model: the certificate, graphs, exported files, runtimes, int8, the authors' format."""

@@ -1,0 +1,541 @@
+"""Exported models at work: ONNX Runtime, OpenVINO, PyTorch and AOTInductor behind one call."""
+
+import contextlib
+import copy
+import dataclasses
+import functools
+import json
+import logging
+import os
+import threading
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from visionmlp.deploy import aotinductor
+from visionmlp.deploy.graphs import (
+    Batch,
+    ExportError,
+    Sides,
+    example_images,
+    export_program,
+    onnx_program,
+    openvino_model,
+    quiet,
+)
+from visionmlp.errors import CheckpointError, InvalidConfig, InvalidImageSize, require
+from visionmlp.layers.fusible import reparameterize
+from visionmlp.models.backbone import Backbone, size_text
+from visionmlp.models.checkpoint import CheckpointInfo, default_preprocessing
+
+if TYPE_CHECKING:
+    import openvino
+
+Runtime = Literal["torch", "onnxruntime", "openvino", "aotinductor"]
+"""What runs a file."""
+ExportedRuntime = Literal["onnxruntime", "openvino", "aotinductor"]
+"""What runs a graph instead of PyTorch's operators."""
+GraphRuntime = Literal["onnxruntime", "openvino", "aotinductor", "pt2"]
+"""What runs a graph made in memory; "pt2" is PyTorch with its own exported program."""
+Dtype = Literal["float32", "bf16", "fp16", "int8"]
+"""What the products of a file are computed in, or its weights are stored in."""
+
+RUNTIMES: dict[str, tuple[Runtime, ...]] = {
+    ".onnx": ("onnxruntime", "openvino"),
+    ".xml": ("openvino",),
+    ".pt2": ("torch", "aotinductor"),
+}
+"""By the suffix of a file, what can run it; the first does unless another is asked for. A ``.pt2`` file is either a
+program or machine code, which nobody shall run without knowing."""
+
+_KEY = "visionmlp"
+_PT2_METADATA = "visionmlp.json"
+
+Call = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExportMetadata:
+    """What an exported file says about itself."""
+
+    model: str
+    """Variant name."""
+    form: Literal["training", "deploy"]
+    dtype: Dtype
+    num_classes: int
+    class_names: list[str] | None
+    preprocessing: dict[str, Any]
+    """See `CheckpointInfo`."""
+    input_size: tuple[int, int, int]
+    """(C, H, W) that the model was built for."""
+    batch: Batch
+    """The one batch size, or "dynamic"."""
+    sides: Sides | None
+    """Of a graph that takes other sizes too."""
+
+    def to_text(self) -> dict[str, str]:
+        """One string for each field; all but names as JSON."""
+        plain = dataclasses.asdict(self)
+        return {key: value if isinstance(value, str) else json.dumps(value) for key, value in plain.items()}
+
+    @classmethod
+    def from_text(cls, text: Mapping[str, str], path: Path) -> "ExportMetadata":
+        """The inverse of `to_text`.
+
+        Raises:
+            CheckpointError: if a field is missing or makes no sense.
+        """
+        if "model" not in text or "preprocessing" not in text:
+            raise CheckpointError(f"{path} was not written by visionmlp export: it does not say which model it holds")
+        try:
+            batch, sides = text["batch"], json.loads(text["sides"])
+            names = json.loads(text["class_names"])
+            metadata = cls(
+                model=text["model"],
+                form=cast("Any", text["form"]),
+                dtype=cast("Any", text["dtype"]),
+                num_classes=int(text["num_classes"]),
+                class_names=None if names is None else [str(name) for name in names],
+                preprocessing=dict(json.loads(text["preprocessing"])),
+                input_size=cast("Any", tuple(int(side) for side in json.loads(text["input_size"]))),
+                batch="dynamic" if batch == "dynamic" else int(batch),
+                sides=None if sides is None else Sides(step=int(sides["step"]), least=int(sides["least"])),
+            )
+            counted = metadata.class_names is None or len(metadata.class_names) == metadata.num_classes
+            if len(metadata.input_size) != 3 or not counted or metadata.batch in (0, -1):
+                raise ValueError("a value does not fit")
+        except (ValueError, TypeError, KeyError) as error:
+            raise CheckpointError(f"{path} has damaged metadata") from error
+        return metadata
+
+    def info(self, source: str) -> CheckpointInfo:
+        """The same as a checkpoint says it."""
+        return CheckpointInfo(
+            model=self.model,
+            form=self.form,
+            class_names=self.class_names,
+            preprocessing=self.preprocessing,
+            source=source,
+        )
+
+
+class RuntimeSession(Protocol):
+    """A model outside of eager PyTorch."""
+
+    @property
+    def metadata(self) -> ExportMetadata:
+        """What it says about itself."""
+        ...
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """(B, C, H, W) float32 to logits (B, classes) float32."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Session:
+    """A graph in a runtime; takes any number of images, also where the graph has one batch size."""
+
+    metadata: ExportMetadata
+    call: Call
+    """For images that the graph takes as they are."""
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """(B, C, H, W) float32 to logits (B, classes) float32.
+
+        Of a graph with one batch size, batches are cut and the last is filled up with zeros.
+
+        Raises:
+            InvalidImageSize: for images of another size than the graph takes.
+            ExportError: if the runtime fails.
+        """
+        self._check(images)
+        images = np.ascontiguousarray(images, dtype=np.float32)
+        batch = self.metadata.batch
+        if batch == "dynamic" or len(images) == batch:
+            return self.call(images)
+        parts = []
+        for start in range(0, len(images), batch):
+            part = images[start : start + batch]
+            filled = np.concatenate([part, np.zeros((batch - len(part), *part.shape[1:]), np.float32)])
+            parts.append(self.call(filled)[: len(part)])
+        return np.concatenate(parts)
+
+    def _check(self, images: np.ndarray) -> None:
+        channels, *size = self.metadata.input_size
+        sides = self.metadata.sides
+        fits = images.ndim == 4 and len(images) > 0 and images.shape[1] == channels
+        if sides is None:
+            fits, works = fits and images.shape[2:] == tuple(size), size_text(size)
+        else:
+            fits = fits and all(map(sides.fits, images.shape[2:]))
+            works = f"multiples of {sides.step} from {sides.least} on"
+        if not fits:
+            raise InvalidImageSize(
+                f"this file of {self.metadata.model} takes images of {channels} channels and {works}, "
+                f"got {images.shape}"
+            )
+
+
+class SessionModel(nn.Module):
+    """A session as a module, for what evaluates models; without gradient.
+
+    Args:
+        session: from `open_session`.
+    """
+
+    def __init__(self, session: RuntimeSession) -> None:
+        super().__init__()
+        self.session = session
+        self.num_classes = session.metadata.num_classes
+        self.in_chans = session.metadata.input_size[0]
+        self.like = nn.Parameter(torch.empty(0), requires_grad=False)
+        """Tells dtype and device of the images."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) to logits (B, classes)."""
+        return torch.from_numpy(self.session(images.numpy()))
+
+
+def metadata_of(
+    model: Backbone, info: CheckpointInfo, *, dtype: Dtype, batch: Batch, sides: Sides | None, form: str
+) -> ExportMetadata:
+    """What an export of a model says about itself."""
+    return ExportMetadata(
+        model=info.model,
+        form=cast("Any", form),
+        dtype=dtype,
+        num_classes=model.num_classes,
+        class_names=info.class_names,
+        preprocessing=dict(info.preprocessing or default_preprocessing(model)),
+        input_size=(model.in_chans, *model.config.img_size),
+        batch=batch,
+        sides=sides,
+    )
+
+
+def open_session(path: Path, *, runtime: Runtime | None = None, threads: int | None = None) -> Session:
+    """An exported file, ready to run on the CPU.
+
+    Args:
+        path: ``.onnx``, ``.xml`` (its ``.bin`` beside it) or ``.pt2``. PyTorch warns that a ``.pt2`` from a stranger
+            can be made to run code; only the others are safe to take from anyone.
+        runtime: what runs it; None is the first of `RUNTIMES`. "aotinductor" runs the machine code in the file.
+        threads: CPU threads; None is the runtime's choice. For PyTorch it holds for the process.
+
+    Raises:
+        CheckpointError: if the file is missing, damaged or not of ours.
+        InvalidConfig: for a runtime that cannot run it.
+        MissingExtra: if the runtime is not installed.
+    """
+    path = Path(path)
+    known = RUNTIMES.get(path.suffix, ())
+    if not known:
+        raise CheckpointError(f"{path}: exported files end in {', '.join(RUNTIMES)}")
+    runtime = runtime or known[0]
+    if runtime not in known:
+        raise InvalidConfig(f"{path} cannot run in {runtime}; {path.suffix} files run in {' or '.join(known)}")
+    check_threads(threads)
+    if not path.is_file():
+        raise CheckpointError(f"no file {path}")
+    if path.suffix == ".pt2":
+        return _open_pt2(path, compiled=runtime == "aotinductor", threads=threads)
+    if runtime == "onnxruntime":
+        return _open_onnx(path, threads)
+    return _open_openvino(path, threads)
+
+
+def session_of(model: nn.Module, images: Tensor, *, runtime: GraphRuntime, threads: int | None = None) -> Call:
+    """A model as a graph for exactly these images' shape, unchecked; for benchmarks.
+
+    Args:
+        model: in evaluation mode, on the CPU; any module of images. In bfloat16, OpenVINO computes products in
+            bfloat16 from the float32 values of the weights; ONNX Runtime cannot.
+        images: an example (B, C, H, W); machine code does not notice when it gets others.
+        runtime: what runs the graph.
+        threads: as in `open_session`.
+
+    Raises:
+        ExportError: if it cannot be exported or run.
+        MissingExtra: if the runtime is not installed.
+    """
+    check_threads(threads)
+    dtype = next(model.parameters()).dtype
+    half = runtime == "openvino" and dtype == torch.bfloat16
+    streams = streams_for(len(images), threads) if runtime == "openvino" else 1
+    batch = len(images) // streams
+    program = export_program(copy.deepcopy(model).float() if half else model, images[:batch].float(), batch=batch)
+    if runtime == "pt2":
+        return _torch_call(program.module(), threads)
+    if runtime == "aotinductor":
+        return _torch_call(aotinductor.compile_in_memory(program), threads)
+    if runtime == "onnxruntime":
+        return _onnx_call(_onnx_session(_onnx_bytes(program), threads))
+    return openvino_call(openvino_model(program), "bf16" if half else "float32", threads, streams=streams)
+
+
+def session_of_model(
+    model: Backbone, info: CheckpointInfo, *, runtime: ExportedRuntime, threads: int | None = None
+) -> Session:
+    """A model in a runtime without a file: its deploy form in float32, for any batch.
+
+    Args:
+        model: in evaluation mode, on the CPU; not changed.
+        info: where it came from.
+        runtime: what runs it.
+        threads: as in `open_session`.
+
+    Raises:
+        ExportError: if it cannot be exported or run.
+        MissingExtra: if the runtime is not installed.
+    """
+    check_threads(threads)
+    deployed = copy.deepcopy(cast("Backbone", reparameterize(model))).float()
+    program = export_program(deployed, example_images(deployed, "dynamic", None), batch="dynamic")
+    if runtime == "onnxruntime":
+        call = _onnx_call(_onnx_session(_onnx_bytes(program), threads))
+    elif runtime == "aotinductor":
+        call = _torch_call(aotinductor.compile_in_memory(program), threads)
+    else:
+        call = _openvino_call_of_any_batch(openvino_model(program), "float32", threads)
+    metadata = metadata_of(model, info, dtype="float32", batch="dynamic", sides=None, form="deploy")
+    return Session(metadata, call)
+
+
+def save_program(program: ExportedProgram, path: Path, metadata: ExportMetadata) -> None:
+    """Write PyTorch's graph."""
+    with quiet(), path.open("wb") as file:
+        torch.export.save(program, file, extra_files={_PT2_METADATA: json.dumps(metadata.to_text())})
+
+
+def save_onnx(program: torch.onnx.ONNXProgram, path: Path, metadata: ExportMetadata) -> None:
+    """Write an ONNX graph as one file, with the metadata in its ``metadata_props``."""
+    program.model.metadata_props.update(metadata.to_text())
+    program.save(path, external_data=False)
+
+
+def save_openvino(model: "openvino.Model", path: Path, metadata: ExportMetadata) -> None:
+    """Write an OpenVINO model, ``.xml`` and ``.bin``, with the metadata in its ``rt_info``."""
+    openvino = require("openvino", extra="openvino")
+    for key, value in metadata.to_text().items():
+        model.set_rt_info(value, [_KEY, key])
+    openvino.save_model(model, path, compress_to_fp16=metadata.dtype == "fp16")
+
+
+def check_threads(threads: int | None) -> None:
+    """Raise InvalidConfig for fewer than one."""
+    if threads is not None and threads < 1:
+        raise InvalidConfig(f"threads must be at least 1, got {threads}")
+
+
+# ONNX Runtime
+
+
+def _open_onnx(path: Path, threads: int | None) -> Session:
+    session = _onnx_session(path, threads)
+    metadata = ExportMetadata.from_text(session.get_modelmeta().custom_metadata_map, path)
+    return Session(metadata, _onnx_call(session))
+
+
+def _onnx_bytes(program: ExportedProgram) -> bytes:
+    return onnx_program(program).model_proto.SerializeToString()
+
+
+def _onnx_session(source: Path | bytes, threads: int | None) -> Any:
+    runtime = require("onnxruntime", extra="export")
+    options = runtime.SessionOptions()
+    options.log_severity_level = 4
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    reason: Callable[[str], Exception] = (
+        (lambda text: CheckpointError(f"ONNX Runtime cannot load {source}: {text}"))
+        if isinstance(source, Path)
+        else (lambda text: ExportError(f"ONNX Runtime cannot load the exported model: {text}"))
+    )
+    with _explained(reason):
+        return runtime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+
+def _onnx_call(session: Any) -> Call:
+    name = session.get_inputs()[0].name
+
+    def call(images: np.ndarray) -> np.ndarray:
+        with _explained(lambda text: ExportError(f"ONNX Runtime cannot run this model at {images.shape}: {text}")):
+            return session.run(None, {name: images})[0]
+
+    return call
+
+
+@contextlib.contextmanager
+def _explained(reason: Callable[[str], Exception]) -> Iterator[None]:
+    """Turn ONNX Runtime's own errors, which share no base, into one line."""
+    values = vars(require("onnxruntime", extra="export").capi.onnxruntime_pybind11_state).values()
+    try:
+        yield
+    except tuple(value for value in values if isinstance(value, type) and issubclass(value, Exception)) as error:
+        raise reason(" ".join(str(error).split())) from error
+
+
+# OpenVINO
+
+
+@functools.cache
+def _core() -> Any:
+    return require("openvino", extra="openvino").Core()
+
+
+def _open_openvino(path: Path, threads: int | None) -> Session:
+    core = _core()
+    try:
+        model = core.read_model(path)
+        group = "framework" if path.suffix == ".onnx" else _KEY
+        keys = [field.name for field in dataclasses.fields(ExportMetadata) if model.has_rt_info([group, field.name])]
+        text = {key: str(model.get_rt_info([group, key]).value) for key in keys}
+    except (RuntimeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"OpenVINO cannot load {path}: {_last_line(error)}") from error
+    metadata = ExportMetadata.from_text(text, path)
+    return Session(metadata, _openvino_call_of_any_batch(model, metadata.dtype, threads))
+
+
+def openvino_call(model: "openvino.Model", dtype: Dtype, threads: int | None, *, streams: int = 1) -> Call:
+    """A graph of OpenVINO, compiled for the CPU.
+
+    Args:
+        model: the graph.
+        dtype: what its products are computed in.
+        threads: as in `open_session`.
+        streams: parts that every batch is divided into, computed at the same time with their share of the threads each;
+            the graph takes one part.
+
+    Raises:
+        ExportError: if it cannot be compiled; the call raises it too.
+    """
+    settings: dict[str, Any] = {
+        "PERFORMANCE_HINT": "LATENCY",
+        # else it computes in bfloat16 wherever the CPU can
+        "INFERENCE_PRECISION_HINT": "bf16" if dtype == "bf16" else "f32",
+    }
+    if threads is not None:
+        settings["INFERENCE_NUM_THREADS"] = threads
+    if streams > 1:
+        settings |= {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": streams}
+    try:
+        compiled = _core().compile_model(model, "CPU", settings)
+        requests = [compiled.create_infer_request() for _ in range(streams)]
+    except RuntimeError as error:
+        raise ExportError(f"OpenVINO cannot compile this model: {_last_line(error)}") from error
+
+    # a request computes one batch at a time
+    lock = threading.Lock()
+
+    def call(images: np.ndarray) -> np.ndarray:
+        failures = []
+        with lock:
+            for request, part in zip(requests, np.array_split(images, streams), strict=True):
+                try:
+                    request.start_async([part], share_inputs=True)
+                except RuntimeError as error:
+                    failures.append(error)
+            for request in requests:  # all, also after a failure: they still read the images
+                try:
+                    request.wait()
+                except RuntimeError as error:
+                    failures.append(error)
+            if failures:
+                raise ExportError(f"OpenVINO cannot run this model at {images.shape}: {_last_line(failures[0])}")
+            return np.concatenate([request.get_output_tensor(0).data for request in requests])
+
+    return call
+
+
+def _openvino_call_of_any_batch(model: "openvino.Model", dtype: Dtype, threads: int | None) -> Call:
+    """`openvino_call` that divides large batches; it then compiles the graph once more."""
+    if not model.inputs[0].partial_shape[0].is_dynamic:
+        return openvino_call(model, dtype, threads)
+    whole = openvino_call(model, dtype, threads)
+    divided = functools.cache(lambda streams: openvino_call(model, dtype, threads, streams=streams))
+
+    def call(images: np.ndarray) -> np.ndarray:
+        streams = streams_for(len(images), threads)
+        return (whole if streams == 1 else divided(streams))(images)
+
+    return call
+
+
+_LEAST_PART = 4
+"""Images: smaller parts lose more by reading the weights again than they gain by having a thread of their own."""
+
+
+def streams_for(batch: int, threads: int | None) -> int:
+    """Parts that OpenVINO shall divide a batch into: one for each thread, if they are large enough and equal."""
+    threads = threads or torch.get_num_threads()
+    return threads if batch >= _LEAST_PART * threads and batch % threads == 0 else 1
+
+
+def _last_line(error: Exception) -> str:
+    """Of OpenVINO's messages the last line says what happened; those before say where in its code."""
+    return [line.strip() for line in str(error).splitlines() if line.strip()][-1]
+
+
+# PyTorch
+
+
+def _torch_call(run: Callable[[Tensor], Tensor], threads: int | None) -> Call:
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+    @torch.inference_mode()
+    def call(images: np.ndarray) -> np.ndarray:
+        return run(torch.from_numpy(images)).numpy()
+
+    return call
+
+
+def _open_pt2(path: Path, *, compiled: bool, threads: int | None) -> Session:
+    holds_code = aotinductor.is_package(path)
+    if holds_code and not compiled:
+        raise InvalidConfig(
+            f"{path} holds machine code, which runs when it is loaded; if you know who made it, give the runtime "
+            "aotinductor"
+        )
+    if compiled and not holds_code:
+        raise InvalidConfig(f"{path} holds no machine code for aotinductor; leave the runtime out")
+    if holds_code:
+        metadata = ExportMetadata.from_text(aotinductor.package_text(path), path)
+        return Session(metadata, _torch_call(aotinductor.load_package(path), threads))
+    program, text = _load_program(path)
+    return Session(ExportMetadata.from_text(text, path), _torch_call(program.module(), threads))
+
+
+def _load_program(path: Path) -> tuple[ExportedProgram, dict[str, str]]:
+    """Program and metadata of a ``.pt2`` file, without unpickling anything but tensors."""
+    extra_files = {_PT2_METADATA: ""}
+    logger = logging.getLogger("torch.export")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    forced = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(forced)
+    os.environ[forced] = "1"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if any("custom_obj" in name or "opaque_obj" in name for name in archive.namelist()):
+                raise CheckpointError(f"{path} holds pickled objects, which could run code; it was not loaded")
+        program = torch.export.load(path, extra_files=extra_files)
+        text = dict(json.loads(extra_files[_PT2_METADATA] or "{}"))
+    except CheckpointError:
+        raise
+    except Exception as error:  # on damaged archives PyTorch raises whatever comes first
+        raise CheckpointError(f"{path} is truncated or not a program of torch.export") from error
+    finally:
+        logger.setLevel(level)
+        if before is None:
+            del os.environ[forced]
+        else:
+            os.environ[forced] = before
+    return program, text

@@ -1,0 +1,1 @@
+"""Timing, the rate of matrix products, counts of parameters and multiply-accumulates."""

@@ -1,0 +1,1 @@
+"""Figures, the page of a run, the generated parts of the families' pages."""

@@ -1,0 +1,142 @@
+"""One HTML file that tells a run: numbers, figures, configuration, environment, and how to repeat it."""
+
+import base64
+import csv
+import html
+import io
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from visionmlp.engine.run_folder import RunFolder
+from visionmlp.files import write_beside
+from visionmlp.report.plots import confusion_matrix, learning_curves, router_curves
+
+_SHOWN_EVALUATIONS = 200
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>{title}</title><style>
+body {{ font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }}
+h1 {{ font-size: 1.5rem; }} h2 {{ font-size: 1.1rem; margin-top: 2.2rem; border-bottom: 1px solid #ccc; }}
+img {{ max-width: 100%; }} table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
+td, th {{ padding: .15rem .8rem .15rem 0; text-align: left; vertical-align: top; }}
+th {{ font-weight: 600; color: #555; }} pre {{ background: #f4f4f4; padding: .8rem; overflow-x: auto; }}
+.numbers {{ display: flex; gap: 2.5rem; }} .numbers b {{ display: block; font-size: 1.8rem; font-weight: 600; }}
+details {{ margin-top: 1rem; }}
+</style></head><body>
+<h1>{title}</h1>
+<div class="numbers">{numbers}</div>
+{sections}
+</body></html>
+"""
+
+
+def write_confusion(path: Path, confusion: Tensor, class_names: Sequence[str]) -> None:
+    """Write counts (K, K) as CSV: true classes in rows, predictions in columns, names at both.
+
+    Raises:
+        RunFolderError: if the file cannot be written.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["true \\ predicted", *class_names])
+    writer.writerows([name, *counts] for name, counts in zip(class_names, confusion.tolist(), strict=True))
+    write_beside(path, text.getvalue().encode())
+
+
+def read_confusion(path: Path) -> tuple[Tensor, list[str]]:
+    """The inverse of `write_confusion`."""
+    rows = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8"))))
+    return torch.tensor([[int(count) for count in row[1:]] for row in rows[1:]]), rows[0][1:]
+
+
+def write_report(folder: Path) -> Path:
+    """Write the figures and ``report.html`` into a run folder, from what lies in it.
+
+    Figures are ``curves.png``, ``confusion.png`` and, of a model with routed experts, ``router.png``.
+
+    Args:
+        folder: run folder with tables, confusion matrix, configuration and environment.
+
+    Raises:
+        RunFolderError: if something cannot be written.
+        MissingExtra: if matplotlib is not installed.
+    """
+    run = RunFolder(folder)
+    config, sessions = run.read_config(), run.read_sessions()
+    training, evaluations = run.train.rows(), run.metrics.rows()
+    curves = learning_curves(training, evaluations, folder / "curves.png")
+    matrix = confusion_matrix(*read_confusion(run.confusion), folder / "confusion.png")
+    best = max(evaluations, key=lambda row: row["top1"])
+    numbers = {
+        "top-1": f"{best['top1']:.2f} %",
+        "top-5": f"{best['top5']:.2f} %",
+        "loss": f"{best['loss']:.4f}",
+        "best step": f"{best['step']:.0f} of {evaluations[-1]['step']:.0f}",
+    }
+    sections = [
+        ("Learning curves", _image(curves)),
+        ("Confusion matrix", _image(matrix)),
+        ("Evaluations", _table(evaluations[-_SHOWN_EVALUATIONS:])),
+        ("Configuration", _pairs(config)),
+        ("Environment", "".join(_pairs(session) for session in sessions)),
+        ("How to reproduce", _reproduction(sessions)),
+    ]
+    if routing := run.router.rows():
+        sections.insert(1, ("Routers", _image(router_curves(routing, folder / "router.png"))))
+    if run.bad_images.exists():
+        text = run.bad_images.read_text(encoding="utf-8", errors="replace")  # of file names that are not UTF-8
+        sections.insert(-3, ("Images left out", f"<pre>{html.escape(text)}</pre>"))
+    page = _PAGE.format(
+        title=html.escape(f"{config['model']} on {config['data']}"),
+        numbers="".join(f"<div>{name}<b>{value}</b></div>" for name, value in numbers.items()),
+        sections="".join(f"<h2>{title}</h2>{body}" for title, body in sections),
+    )
+    path = folder / "report.html"
+    write_beside(path, page.encode())
+    return path
+
+
+def _image(path: Path) -> str:
+    data = base64.b64encode(path.read_bytes()).decode()
+    return f'<img alt="{path.stem}" src="data:image/png;base64,{data}">'
+
+
+def _table(rows: Sequence[Mapping[str, float]]) -> str:
+    names = list(rows[0])
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in names)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{row[name]:.6g}</td>" if name in row else "<td></td>" for name in names) + "</tr>"
+        for row in rows
+    )
+    return f"<table><tr>{head}</tr>{body}</table>"
+
+
+def _pairs(values: Mapping[str, Any]) -> str:
+    rows = []
+    for name, value in values.items():
+        text = _pairs(value) if isinstance(value, dict) and value else html.escape(str(value))
+        rows.append(f"<tr><th>{html.escape(name)}</th><td>{text}</td></tr>")
+    return f"<table>{''.join(rows)}</table>"
+
+
+def _reproduction(sessions: Sequence[Mapping[str, Any]]) -> str:
+    if not sessions:
+        return "<p>The environment was not recorded.</p>"
+    first = sessions[0]
+    lines = [f"# {name} {version}" for name, version in first["versions"].items()]
+    if first["git"]:
+        state = "with uncommitted changes" if first["git"]["dirty"] else "clean"
+        lines.append(f"# git commit {first['git']['commit']}, {state}")
+    program, *arguments = first["command"]
+    # an installed script or python -m visionmlp; a program of the user's own stays as it is
+    ours = Path(program).stem == "visionmlp" or Path(program).parts[-2:] == ("visionmlp", "__main__.py")
+    lines.append(shlex.join(["visionmlp" if ours else program, *arguments]))
+    if len(sessions) > 1:
+        lines.append(f"# was interrupted and resumed {len(sessions) - 1} times, which changes nothing in the result")
+    return f"<pre>{html.escape(chr(10).join(lines))}</pre>"

@@ -1,0 +1,183 @@
+"""Classes of images: files, folders, or bytes on standard input."""
+
+import dataclasses
+import io
+import itertools
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, UnidentifiedImageError
+from rich.table import Table
+from rich.text import Text
+from timm.data import ImageNetInfo, create_transform
+from timm.data.readers.img_extensions import get_img_extensions
+from torch import Tensor
+
+from visionmlp.deploy.runtimes import SessionModel
+from visionmlp.errors import CheckpointError, InvalidConfig
+from visionmlp.measure.timing import open_device
+from visionmlp.models.backbone import Backbone
+from visionmlp.models.checkpoint import CheckpointInfo, default_preprocessing
+
+STDIN = "-"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClassScore:
+    """One class of a prediction."""
+
+    index: int
+    name: str
+    probability: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What the model says about one image, or why it could not be read."""
+
+    image: str
+    classes: list[ClassScore] = dataclasses.field(default_factory=list)
+    error: str | None = None
+
+
+def find_images(inputs: Iterable[str]) -> Iterator[str]:
+    """Image files of files, folders (with their sub-folders, sorted) and ``-``.
+
+    A missing file and a folder without images come back as they are: it is for the reader to say so.
+    """
+    extensions = get_img_extensions(as_set=True)
+    for name in inputs:
+        folder = Path(name)
+        if not folder.is_dir():
+            yield name
+            continue
+        files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in extensions and path.is_file())
+        yield from map(str, files or [folder])
+
+
+def class_names_of(model: Backbone | SessionModel, info: CheckpointInfo) -> list[str]:
+    """Names from the checkpoint; ImageNet's for an authors' file with its 1000 classes; else "class N"."""
+    if info.class_names:
+        return info.class_names
+    if model.num_classes == 1000 and info.source.endswith((".pth", ".pt", ".bin", ".npz")):
+        imagenet = ImageNetInfo()
+        return [imagenet.index_to_description(index) for index in range(1000)]
+    return [f"class {index}" for index in range(model.num_classes)]
+
+
+def preprocessing_of(model: Backbone | SessionModel, info: CheckpointInfo) -> dict[str, Any]:
+    """Arguments of ``timm.data.create_transform``: the checkpoint's, or those of the published weights.
+
+    Raises:
+        CheckpointError: if they do not fit the model's channels.
+        InvalidConfig: if no image file has the model's channels.
+    """
+    channels = model.in_chans
+    if channels not in (1, 3):
+        raise InvalidConfig(f"{info.model} takes {channels} channels; an image file gives 1 or 3")
+    preprocessing = info.preprocessing
+    if not preprocessing:
+        assert isinstance(model, Backbone)  # an exported file always has some
+        preprocessing = default_preprocessing(model)
+    for key in ("mean", "std"):
+        values = preprocessing.get(key, ())
+        if len(values) != channels:
+            raise CheckpointError(
+                f"{info.source}: its preprocessing has {len(values)} values of {key}, "
+                f"but the model takes {channels} channels"
+            )
+    return preprocessing
+
+
+def predict(
+    model: Backbone | SessionModel,
+    info: CheckpointInfo,
+    inputs: Iterable[str],
+    *,
+    top_k: int = 5,
+    batch_size: int = 16,
+    device: str = "cpu",
+) -> Iterator[Prediction]:
+    """Predictions in the order of the images; one that cannot be read, or a folder without any, has an ``error``.
+
+    Args:
+        model: in evaluation mode, or an exported file at work.
+        info: class names and preprocessing.
+        inputs: image files, folders, or ``-`` for standard input.
+        top_k: classes per image, most probable first.
+        batch_size: images per step.
+        device: where to run.
+
+    Raises:
+        CheckpointError: for preprocessing that does not fit the model.
+        InvalidConfig: for a model without classifier, or an option that cannot work.
+    """
+    if model.num_classes == 0:
+        raise InvalidConfig(f"{info.model} was built without a classifier")
+    for name, value in (("top-k", top_k), ("batch-size", batch_size)):
+        if value < 1:
+            raise InvalidConfig(f"{name} must be at least 1, got {value}")
+    place = open_device(device)
+    model = model.to(place)
+    names = class_names_of(model, info)
+    transform = create_transform(**preprocessing_of(model, info), is_training=False)
+    images = find_images(inputs)
+    while chunk := list(itertools.islice(images, batch_size)):
+        tensors: list[Tensor | str] = [_read(name, transform, model.in_chans) for name in chunk]
+        readable = [tensor for tensor in tensors if isinstance(tensor, Tensor)]
+        scores = iter(_scores(model, readable, names, top_k, place))
+        for name, tensor in zip(chunk, tensors, strict=True):
+            if isinstance(tensor, str):
+                yield Prediction(image=name, error=tensor)
+            else:
+                yield Prediction(image=name, classes=next(scores))
+
+
+def predictions_table(predictions: Sequence[Prediction]) -> Table:
+    """One line per image and class; images that could not be read are left out."""
+    table = Table()
+    table.add_column("image", overflow="fold")
+    table.add_column("class")
+    table.add_column("probability", justify="right")
+    for prediction in predictions:
+        for rank, score in enumerate(prediction.classes):
+            # as Text, since names may look like rich's markup
+            table.add_row(Text(prediction.image if rank == 0 else ""), Text(score.name), f"{score.probability:.1%}")
+        table.add_section()
+    return table
+
+
+def _read(name: str, transform: Any, channels: int) -> Tensor | str:
+    """The image as (C, H, W), or why it cannot be read."""
+    if Path(name).is_dir():
+        return f"no images in this folder; image files end in {', '.join(sorted(get_img_extensions(as_set=True)))}"
+    try:
+        with Image.open(io.BytesIO(sys.stdin.buffer.read()) if name == STDIN else name) as image:
+            return transform(image.convert("L" if channels == 1 else "RGB"))
+    except UnidentifiedImageError:
+        return "not an image, or of an unknown format"
+    except FileNotFoundError:
+        return "no such file"
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        return str(error)
+
+
+@torch.inference_mode()
+def _scores(
+    model: Backbone | SessionModel, images: list[Tensor], names: list[str], top_k: int, device: torch.device
+) -> list[list[ClassScore]]:
+    if not images:
+        return []
+    dtype = next(model.parameters()).dtype
+    probabilities = model(torch.stack(images).to(device, dtype)).float().softmax(dim=1).cpu()
+    values, indices = probabilities.topk(min(top_k, model.num_classes))
+    return [
+        [
+            ClassScore(index=index, name=names[index], probability=value)
+            for index, value in zip(row_i, row_v, strict=True)
+        ]
+        for row_i, row_v in zip(indices.tolist(), values.tolist(), strict=True)
+    ]

@@ -1,0 +1,279 @@
+"""Train and evaluate image classifiers."""
+
+import contextlib
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict
+
+import torch
+from torch import Tensor, nn
+
+from visionmlp.data import (
+    BadImageLog,
+    Batch,
+    EvaluationBatches,
+    Preprocessing,
+    TrainingBatches,
+    open_evaluation_data,
+    open_training_data,
+)
+from visionmlp.data.batches import EpochOrder
+from visionmlp.data.policy import OnBadImage
+from visionmlp.deploy.runtimes import SessionModel
+from visionmlp.engine import RunFolder, fit, launch, on_rank_zero
+from visionmlp.engine import evaluate as evaluate_task
+from visionmlp.errors import DataError, InvalidConfig, require
+from visionmlp.layers.fusible import is_training_form
+from visionmlp.models.backbone import Backbone
+from visionmlp.models.checkpoint import (
+    CheckpointInfo,
+    load_model,
+    save_checkpoint,
+)
+from visionmlp.models.registry import is_model
+from visionmlp.report.page import write_confusion, write_report
+from visionmlp.tasks.classify.config import ClassifyConfig
+from visionmlp.tasks.classify.predict import preprocessing_of
+from visionmlp.tasks.classify.task import Classification
+
+__all__ = ["ClassifyConfig", "Evaluation", "TrainResult", "build_model", "evaluate", "read_config", "train"]
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """How a run ended."""
+
+    folder: Path
+    """The run folder, with ``model.safetensors`` and ``report.html``."""
+    metrics: dict[str, float]
+    """``top1``, ``top5`` (percent) and ``loss`` of ``model.safetensors``."""
+    best_step: int
+    """Step that its weights are of."""
+    steps: int
+    """Steps of the run."""
+    seconds: float
+    """Duration of training in this session."""
+
+
+class Evaluation(TypedDict):
+    """A model on a dataset."""
+
+    top1: float
+    """Percent."""
+    top5: float
+    """Percent."""
+    loss: float
+    """Cross-entropy."""
+    images: int
+    skipped: int
+    """Images that could not be read."""
+    confusion: Tensor
+    """(K, K), int64: true classes in rows, predictions in columns."""
+    class_names: list[str]
+
+
+def train(config: ClassifyConfig, *, resume: bool = False) -> TrainResult:
+    """Train a classifier into a run folder.
+
+    Args:
+        config: all options.
+        resume: continue the run in ``config.output`` from its newest checkpoint.
+
+    Raises:
+        VisionMLPError: for everything that a user can act on.
+        KeyboardInterrupt: at SIGINT or SIGTERM, when all is saved.
+    """
+    require("matplotlib", extra="plots")  # now rather than behind the training
+    return launch(config, lambda fabric: _train(fabric, config, resume))
+
+
+def evaluate(
+    model: Backbone | SessionModel,
+    info: CheckpointInfo,
+    *,
+    data: str,
+    data_root: Path | None = None,
+    split: str = "validation",
+    batch_size: int = 64,
+    num_workers: int = 0,
+    on_bad_image: OnBadImage = "stop",
+) -> Evaluation:
+    """Evaluate a classifier, in either form, on the device that it is on.
+
+    Args:
+        model: from `visionmlp.load_model`, or an exported file at work.
+        info: says how images are prepared, and the names of the classes.
+        data: dataset, as in `ClassifyConfig`; a folder may also hold the class folders themselves.
+        data_root: as in `ClassifyConfig`.
+        split: ``validation``, ``train`` or ``test``.
+        batch_size: images at a time.
+        num_workers: processes that load images.
+        on_bad_image: ``stop`` or ``skip``.
+
+    Raises:
+        DataError: if the data cannot be used, or has classes that the model lacks.
+        InvalidConfig: for a number that breaks its rule.
+    """
+    ClassifyConfig.require(batch_size >= 1, f"batch_size must be at least 1, got {batch_size}")
+    ClassifyConfig.require(num_workers >= 0, f"num_workers must not be negative, got {num_workers}")
+    source = open_evaluation_data(data, split=split, root=data_root, class_names=info.class_names)
+    if len(source.class_names) > model.num_classes:
+        raise DataError(f"{data} has {len(source.class_names)} classes, but the model {model.num_classes}")
+    preprocessing = Preprocessing(**_tuples(preprocessing_of(model, info)))
+    batches = EvaluationBatches(
+        source,
+        preprocessing.transform(),
+        batch_size=batch_size,
+        mode=preprocessing.mode,
+        bad_images=BadImageLog(on_bad_image),
+        num_workers=num_workers,
+    )
+    like = next(model.parameters())
+    task = Classification(model.num_classes)
+
+    def prepare(batch: Batch) -> Batch:
+        return batch._replace(images=batch.images.to(like), labels=batch.labels.to(like.device))
+
+    with contextlib.closing(batches):
+        sums = evaluate_task(task, model, batches, prepare=prepare)
+    metrics = task.metrics(sums)
+    return Evaluation(
+        top1=metrics["top1"],
+        top5=metrics["top5"],
+        loss=metrics["loss"],
+        images=int(sums["images"].item()),
+        skipped=len(source) - int(sums["images"].item()),
+        confusion=sums["confusion"].cpu(),
+        class_names=info.class_names or source.class_names,
+    )
+
+
+def read_config(folder: Path) -> ClassifyConfig:
+    """The configuration of a run.
+
+    Raises:
+        RunFolderError: if there is none.
+        InvalidConfig: if it was edited and breaks a rule.
+    """
+    return ClassifyConfig.from_plain(RunFolder(folder).read_config())
+
+
+def build_model(config: ClassifyConfig, num_classes: int) -> Backbone:
+    """The model of a run before training, a function of the configuration.
+
+    Raises:
+        VisionMLPError: for a model that cannot be built or loaded, or a deploy form.
+    """
+    fields = dict(config.model_args)
+    for name in ("img_size", "drop_path_rate"):
+        if getattr(config, name) is not None:
+            fields[name] = getattr(config, name)
+    if "num_classes" in fields:
+        raise InvalidConfig("num_classes follows from the data; remove it from model_args")
+    if fields.get("feature_norms"):
+        raise InvalidConfig("a classifier does not use feature_norms; remove it from model_args")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        # as in load_model: a model's name means the model, whatever lies beside it
+        if not is_model(config.model) and Path(config.model).exists():
+            model, _ = load_model(config.model, checkpoint=config.checkpoint, pretrained=config.pretrained, **fields)
+            if model.num_classes != num_classes:
+                model.reset_classifier(num_classes)
+        else:
+            model, _ = load_model(
+                config.model,
+                checkpoint=config.checkpoint,
+                pretrained=config.pretrained,
+                num_classes=num_classes,
+                **fields,
+            )
+    if not is_training_form(model):
+        raise InvalidConfig(f"{config.model} is a deploy form, which cannot be trained; give its training checkpoint")
+    if config.head_bias is not None:
+        classifier = model.get_classifier()
+        assert isinstance(classifier, nn.Linear)
+        nn.init.constant_(classifier.bias, config.head_bias)
+    return model
+
+
+def _train(fabric: "Fabric", config: ClassifyConfig, resume: bool) -> TrainResult:
+    # rank 0 first, so that it alone downloads
+    sources = on_rank_zero(
+        fabric, lambda: open_training_data(config.data, root=config.data_root, download=config.download)
+    )
+    training_source, evaluation_source = sources
+    class_names = training_source.class_names
+    model = build_model(config, len(class_names))
+    preprocessing = config.preprocessing(model)
+    order = EpochOrder(
+        len(training_source),
+        config.part_size,
+        seed=config.seed,
+        rank=fabric.global_rank,
+        ranks=fabric.world_size,
+        repeats=config.repeated_augmentation,
+    )
+    run = RunFolder(config.output)
+    log = BadImageLog(config.on_bad_image, run.bad_images)
+    on_gpu = fabric.device.type == "cuda"
+    training = TrainingBatches(
+        training_source,
+        config.augmentation.transform(preprocessing),
+        order,
+        mode=preprocessing.mode,
+        bad_images=log,
+        num_workers=config.num_workers,
+        pin_memory=on_gpu,
+    )
+    evaluation = EvaluationBatches(
+        evaluation_source,
+        preprocessing.transform(),
+        batch_size=config.part_size,
+        mode=preprocessing.mode,
+        bad_images=log,
+        rank=fabric.global_rank,
+        ranks=fabric.world_size,
+        num_workers=config.num_workers,
+        pin_memory=on_gpu,
+    )
+    task = Classification(
+        len(class_names), loss=config.loss, label_smoothing=config.label_smoothing, mixing=config.mixing
+    )
+
+    def write_weights(path: Path, weights: nn.Module) -> None:
+        assert isinstance(weights, Backbone)
+        save_checkpoint(path, weights, class_names=class_names, preprocessing=dataclasses.asdict(preprocessing))
+
+    def keep_best(weights: nn.Module, sums: dict[str, Tensor]) -> None:
+        write_weights(run.model, weights)
+        write_confusion(run.confusion, sums["confusion"], class_names)
+
+    with contextlib.closing(training), contextlib.closing(evaluation):
+        result = fit(
+            fabric=fabric,
+            model=model,
+            task=task,
+            training=training,
+            evaluation=evaluation,
+            config=config,
+            run=run,
+            write_weights=write_weights,
+            keep_best=keep_best,
+            resume=resume,
+        )
+    on_rank_zero(fabric, lambda: write_report(run.path))
+    return TrainResult(
+        folder=config.output,
+        metrics=result.metrics,
+        best_step=result.best_step,
+        steps=result.steps,
+        seconds=result.seconds,
+    )
+
+
+def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}

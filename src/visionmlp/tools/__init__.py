@@ -1,1 +1,0 @@
-"""What is done with a finished model: tables, benchmarks, deployment, export, prediction, figures and reports."""

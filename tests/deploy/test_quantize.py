@@ -1,0 +1,212 @@
+import io
+import json
+import sys
+from collections import Counter
+from contextlib import redirect_stdout
+
+import numpy as np
+import onnx
+import onnxruntime
+import openvino
+import pytest
+import torch
+from PIL import Image
+
+import visionmlp
+from tests.randomise import randomise
+from visionmlp.deploy.quantize import MINIMUM_IMAGES, calibration_images, quantize_onnx, quantize_openvino
+from visionmlp.errors import DataError, InvalidConfig, MissingExtra
+
+pytestmark = pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+
+PREPROCESSING = {
+    "input_size": (3, 32, 32),
+    "mean": (0.5, 0.5, 0.5),
+    "std": (0.5, 0.5, 0.5),
+    "interpolation": "bicubic",
+    "crop_pct": 1.0,
+}
+CALIBRATION = [np.random.default_rng(seed).standard_normal((4, 3, 32, 32), dtype=np.float32) for seed in range(2)]
+IMAGES = np.random.default_rng(9).standard_normal((5, 3, 32, 32), dtype=np.float32)
+LIMIT = 0.1
+"""Norm of the error over that of the logits: 8 bits leave 0.01 to 0.05, a wrong graph 1."""
+
+
+def deployed(name: str) -> torch.nn.Module:
+    return visionmlp.reparameterize(randomise(visionmlp.create_model(name)).eval())
+
+
+def openvino_model(model: torch.nn.Module, batch: int = -1) -> openvino.Model:
+    example = torch.zeros(max(batch, 1), 3, 32, 32)
+    return openvino.convert_model(model, example_input=example, input=[[batch, 3, 32, 32]])
+
+
+def run_openvino(model: openvino.Model, images: np.ndarray) -> np.ndarray:
+    compiled = openvino.Core().compile_model(
+        model, "CPU", {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
+    )
+    return compiled([images])[0]
+
+
+def error(model: torch.nn.Module, logits: np.ndarray) -> float:
+    with torch.no_grad():
+        reference = model(torch.from_numpy(IMAGES)).numpy()
+    return float(np.linalg.norm(logits - reference) / np.linalg.norm(reference))
+
+
+def image_folder(folder, images: int) -> str:
+    generator = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for index in range(images):
+            path = folder / split / "ab"[index % 2] / f"{index}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(generator.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(path)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def resmlp() -> openvino.Model:
+    return openvino_model(deployed("resmlp_test"))
+
+
+@pytest.mark.parametrize("name", visionmlp.list_models(test=True))
+def test_openvino_in_int8_computes_the_same_for_any_batch(name: str, capfd) -> None:
+    model = deployed(name)
+    graph = openvino_model(model)
+    quantised = quantize_openvino(graph, CALIBRATION)
+    assert error(model, run_openvino(quantised, IMAGES)) < LIMIT
+    # the model that was given is as it was
+    assert error(model, run_openvino(graph, IMAGES)) < 1e-4
+    kinds = Counter(node.get_type_name() for node in quantised.get_ops())
+    assert kinds["FakeQuantize"] > 4
+    assert capfd.readouterr().out == ""
+
+
+def test_sums_and_the_classifier_stay_in_float32(resmlp: openvino.Model) -> None:
+    quantised = quantize_openvino(resmlp, CALIBRATION)
+    readers = Counter()
+    for node in quantised.get_ops():
+        if node.get_type_name() == "FakeQuantize":
+            readers.update(reader.get_node().get_type_name() for reader in node.output(0).get_target_inputs())
+    products = Counter(node.get_type_name() for node in quantised.get_ops())
+    assert set(readers) <= {"Convolution", "MatMul", "Reshape", "Transpose"}
+    (head,) = (node for node in quantised.get_ops() if node.get_type_name() == "MatMul" and "head" in str(node))
+    assert all(value.get_node().get_type_name() != "FakeQuantize" for value in head.input_values())
+    assert products["MatMul"] > 1
+
+
+def test_products_that_compute_matrices_stay_in_float32() -> None:
+    quantised = quantize_openvino(openvino_model(deployed("cyclemlp_test")), CALIBRATION)
+    makers = []
+    for product in (node for node in quantised.get_ops() if node.get_type_name() == "MatMul"):
+        for value in product.input_values():
+            node = value.get_node()
+            while node.get_type_name() in ("FakeQuantize", "Reshape", "Transpose"):
+                node = node.input_value(0).get_node()
+            if node.get_type_name() == "MatMul":
+                makers.append(node)
+    assert makers
+    for maker in makers:
+        assert all(value.get_node().get_type_name() != "FakeQuantize" for value in maker.input_values())
+
+
+def test_a_fixed_batch_is_calibrated_at_its_size() -> None:
+    model = deployed("mlpmixer_test")
+    quantised = quantize_openvino(
+        openvino_model(model, batch=5), (image[None] for part in CALIBRATION for image in part)
+    )
+    assert quantised.input(0).get_partial_shape().to_shape() == [5, 3, 32, 32]
+    assert error(model, run_openvino(quantised, IMAGES)) < LIMIT
+
+
+def test_ranges_are_those_of_the_calibration_images() -> None:
+    model = deployed("mlpmixer_test")
+    dark = quantize_openvino(openvino_model(model), [part / 20 for part in CALIBRATION])
+    assert error(model, run_openvino(dark, IMAGES)) > 2 * LIMIT
+
+
+def test_one_bright_calibration_image_widens_the_ranges() -> None:
+    model = deployed("resmlp_test")
+    usual = [IMAGES[:1] / 10] * 15
+    quantised = quantize_openvino(openvino_model(model), [*usual, IMAGES[:1]])
+    narrow = quantize_openvino(openvino_model(model), usual)
+    with torch.no_grad():
+        reference = model(torch.from_numpy(IMAGES[:1])).numpy()
+    errors = [np.linalg.norm(run_openvino(graph, IMAGES[:1]) - reference) for graph in (quantised, narrow)]
+    assert errors[0] < LIMIT * np.linalg.norm(reference)
+    assert errors[1] > 3 * errors[0]
+
+
+@pytest.mark.parametrize("name", ["resmlp_test", "mlpmixer_test"])
+def test_onnx_in_int8_computes_the_same_and_keeps_its_metadata(name: str, tmp_path, capfd) -> None:
+    model = deployed(name)
+    source, target = tmp_path / "float.onnx", tmp_path / "int8.onnx"
+    with redirect_stdout(io.StringIO()), torch.no_grad():
+        program = torch.onnx.export(
+            model,
+            (torch.zeros(2, 3, 32, 32),),
+            dynamo=True,
+            verbose=False,
+            input_names=["images"],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+        )
+    program.model.metadata_props["class_names"] = json.dumps(["a", "b"])
+    program.save(source)
+    capfd.readouterr()
+    quantize_onnx(source, target, CALIBRATION)
+    assert capfd.readouterr().out == ""
+    session = onnxruntime.InferenceSession(target)
+    assert session.get_modelmeta().custom_metadata_map["class_names"] == '["a", "b"]'
+    (logits,) = session.run(None, {"images": IMAGES})
+    assert error(model, logits) < LIMIT
+    graph = onnx.load(target).graph
+    assert {tensor.data_type for tensor in graph.initializer} >= {onnx.TensorProto.INT8, onnx.TensorProto.UINT8}
+    classifier = [node for node in graph.node if node.op_type == "Gemm" and "head.fc.weight" in node.input]
+    assert len(classifier) == 1
+    assert sorted(tmp_path.iterdir()) == [source, target]
+
+
+def test_calibration_images_are_a_fixed_choice_preprocessed_as_in_evaluation(tmp_path) -> None:
+    folder = image_folder(tmp_path, 24)
+    first = list(calibration_images(folder, PREPROCESSING, count=10))
+    assert len(first) == 10
+    assert {image.shape for image in first} == {(1, 3, 32, 32)}
+    assert {image.dtype for image in first} == {np.dtype(np.float32)}
+    again = list(calibration_images(folder, PREPROCESSING, count=10))
+    assert all(np.array_equal(one, other) for one, other in zip(first, again, strict=True))
+    for arguments in ({"seed": 1}, {"split": "validation"}):
+        others = list(calibration_images(folder, PREPROCESSING, count=10, **arguments))
+        assert not all(np.array_equal(one, other) for one, other in zip(first, others, strict=True))
+    assert len(list(calibration_images(folder, PREPROCESSING))) == 24
+
+
+def test_broken_images_are_replaced_and_too_few_are_an_error(tmp_path) -> None:
+    folder = image_folder(tmp_path, 10)
+    broken = sorted(tmp_path.glob("train/a/*.png"))
+    broken[0].write_bytes(b"no image")
+    assert len(list(calibration_images(folder, PREPROCESSING, count=9))) == 9
+    for path in broken:
+        path.write_bytes(b"no image")
+    with pytest.raises(DataError, match=f"5 readable images in its train split; calibration needs {MINIMUM_IMAGES}"):
+        list(calibration_images(folder, PREPROCESSING))
+    with pytest.raises(InvalidConfig, match="at least"):
+        next(calibration_images(folder, PREPROCESSING, count=MINIMUM_IMAGES - 1))
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ([CALIBRATION[0]], "at least 8 images"),
+        ([np.zeros((8, 3, 16, 32), np.float32)], "takes images of 3 x 32 x 32, but calibration images are 3 x 16 x 32"),
+        ([np.zeros((8, 32, 32), np.float32)], "calibration images are 32 x 32"),
+    ],
+)
+def test_unusable_images_are_one_line(images, message: str, resmlp: openvino.Model) -> None:
+    with pytest.raises(InvalidConfig, match=message):
+        quantize_openvino(resmlp, images)
+
+
+def test_missing_packages_name_the_extra(monkeypatch: pytest.MonkeyPatch, resmlp: openvino.Model) -> None:
+    monkeypatch.setitem(sys.modules, "nncf", None)
+    with pytest.raises(MissingExtra, match=r"nncf is not installed.*visionmlp\[int8\]"):
+        quantize_openvino(resmlp, CALIBRATION)

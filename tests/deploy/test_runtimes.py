@@ -1,0 +1,293 @@
+import copy
+import dataclasses
+import io
+import pickle
+import shutil
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+import visionmlp
+from visionmlp.deploy import runtimes
+from visionmlp.deploy.certificate import relative_error
+from visionmlp.deploy.export import _randomise, export_model
+from visionmlp.deploy.graphs import ExportError, Sides, export_program, openvino_model
+from visionmlp.deploy.runtimes import (
+    ExportMetadata,
+    SessionModel,
+    metadata_of,
+    open_session,
+    session_of,
+    session_of_model,
+    streams_for,
+)
+from visionmlp.errors import CheckpointError, InvalidConfig, InvalidImageSize, MissingExtra
+from visionmlp.layers.fusible import reparameterize
+from visionmlp.layers.moe import assign_places
+from visionmlp.models.checkpoint import load_model
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> Path:
+    """One model in every format."""
+    folder = tmp_path_factory.mktemp("exported")
+    for suffix in (".onnx", ".xml", ".pt2"):
+        export_model(*load_model("resmlp_test"), folder / f"m{suffix}")
+    return folder
+
+
+@pytest.fixture
+def model():
+    """The model in the files."""
+    model, _ = load_model("resmlp_test")
+    _randomise(model)  # as export_model does with fresh weights
+    return model
+
+
+def images_of(batch: int, size: int = 32) -> torch.Tensor:
+    return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(2))
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".xml", ".pt2"])
+def test_images_that_do_not_fit_are_refused(suffix: str, files: Path) -> None:
+    session = open_session(files / f"m{suffix}")
+    for shape in ((1, 3, 64, 64), (1, 1, 32, 32), (3, 32, 32), (0, 3, 32, 32)):
+        with pytest.raises(InvalidImageSize, match="3 channels and 32x32"):
+            session(np.zeros(shape, np.float32))
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".xml", ".pt2"])
+def test_results_of_a_session_are_not_overwritten_by_the_next_call(suffix: str, files: Path) -> None:
+    session = open_session(files / f"m{suffix}", threads=1)
+    first = session(images_of(2).numpy())
+    kept = first.copy()
+    session(images_of(2).numpy() + 1)
+    assert np.array_equal(first, kept)
+
+
+def test_a_session_as_a_module(files: Path, model) -> None:
+    served = SessionModel(open_session(files / "m.onnx")).eval()
+    assert (served.num_classes, served.in_chans, next(served.parameters()).dtype) == (10, 3, torch.float32)
+    with torch.no_grad():
+        assert relative_error(model(images_of(3)), served(images_of(3))) < 1e-5
+
+
+@pytest.mark.parametrize("runtime", ["pt2", "onnxruntime", "openvino"])
+def test_a_session_for_a_benchmark_leaves_the_model_as_it_is(runtime, model) -> None:
+    images = images_of(2)
+    with torch.no_grad():
+        exact = model(images)
+        assert (
+            relative_error(exact, torch.from_numpy(session_of(model, images, runtime=runtime)(images.numpy()))) < 1e-5
+        )
+    half = copy.deepcopy(model).bfloat16()
+    if runtime == "onnxruntime":
+        with pytest.raises(ExportError, match="ONNX Runtime cannot load"):
+            session_of(half, images.bfloat16(), runtime=runtime)
+    else:
+        logits = torch.from_numpy(session_of(half, images.bfloat16(), runtime=runtime, threads=1)(images.numpy()))
+        assert 1e-5 < relative_error(exact, logits) < 0.1
+    assert {value.dtype for value in half.parameters()} == {torch.bfloat16}
+
+
+def test_any_module_of_images_runs_in_a_benchmark() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    images = images_of(2)
+    with torch.no_grad():
+        exact = module(images)
+    for runtime in ("pt2", "onnxruntime", "openvino"):
+        logits = session_of(module, images, runtime=runtime)(images.numpy())
+        assert relative_error(exact, torch.from_numpy(logits)) < 1e-5
+
+
+class _Places(nn.Module):
+    """Places of items that all want one of two experts; `session_of` asks for a parameter and images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Parameter(torch.zeros(1))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, 1, 1, N) to (B, N)."""
+        return assign_places((images[:, 0, 0, :, None] > 0).long(), 2, 400).rows.float()
+
+
+@pytest.mark.parametrize("runtime", ["pt2", "onnxruntime", "openvino"])
+def test_more_than_255_items_of_one_expert_are_counted(runtime) -> None:
+    images = torch.ones(2, 1, 1, 700)
+    images[:, :, :, ::7] = -1
+    exact = _Places()(images)
+    assert exact.max() == 2 * 2 * 400  # some find no place
+    assert np.array_equal(session_of(_Places().eval(), images, runtime=runtime)(images.numpy()), exact.numpy())
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_a_model_in_a_runtime_without_a_file(runtime, model) -> None:
+    _, info = load_model("resmlp_test")
+    session = session_of_model(model.bfloat16(), info, runtime=runtime, threads=1)
+    assert (session.metadata.form, session.metadata.batch) == ("deploy", "dynamic")
+    assert {value.dtype for value in model.parameters()} == {torch.bfloat16}
+    with torch.no_grad():
+        exact = reparameterize(copy.deepcopy(model).float())(images_of(3))
+    assert relative_error(exact, torch.from_numpy(session(images_of(3).numpy()))) < 0.05
+
+
+def test_metadata_is_the_same_as_text() -> None:
+    model, info = load_model("resmlp_test")
+    info = dataclasses.replace(info, class_names=[str(i) for i in range(10)])
+    for batch, sides in (("dynamic", None), (3, Sides(step=32, least=64))):
+        metadata = metadata_of(model, info, dtype="bf16", batch=batch, sides=sides, form="deploy")
+        read = ExportMetadata.from_text(metadata.to_text(), Path("x"))
+        assert dataclasses.replace(read, preprocessing=metadata.preprocessing) == metadata
+        assert list(read.preprocessing["mean"]) == list(metadata.preprocessing["mean"])
+        text = metadata.to_text()
+        for key, value in (("batch", "0"), ("class_names", '["one"]'), ("input_size", "[3]"), ("sides", "7")):
+            with pytest.raises(CheckpointError, match="damaged metadata"):
+                ExportMetadata.from_text({**text, key: value}, Path("x"))
+        del text["form"]
+        with pytest.raises(CheckpointError, match="damaged metadata"):
+            ExportMetadata.from_text(text, Path("x"))
+
+
+# files that cannot be served
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".xml", ".pt2"])
+@pytest.mark.parametrize("keep", [0.0, 0.5, 0.98])
+def test_a_truncated_file_gives_one_line(suffix: str, keep: float, files: Path, tmp_path) -> None:
+    shutil.copy(files / "m.bin", tmp_path)
+    whole = (files / f"m{suffix}").read_bytes()
+    (tmp_path / f"m{suffix}").write_bytes(whole[: int(keep * len(whole))])
+    with pytest.raises(CheckpointError) as caught:
+        open_session(tmp_path / f"m{suffix}")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".xml", ".pt2"])
+def test_a_missing_or_foreign_file_is_named(suffix: str, tmp_path) -> None:
+    path = tmp_path / f"m{suffix}"
+    with pytest.raises(CheckpointError, match="no file"):
+        open_session(path)
+    path.write_text("<html>not found</html>")
+    with pytest.raises(CheckpointError, match=str(path)):
+        open_session(path)
+
+
+def test_openvino_weights_that_are_missing_or_cut(files: Path, tmp_path) -> None:
+    shutil.copy(files / "m.xml", tmp_path)
+    with pytest.raises(CheckpointError, match=r"cannot load .*m\.xml"):
+        open_session(tmp_path / "m.xml")
+    weights = (files / "m.bin").read_bytes()
+    (tmp_path / "m.bin").write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(CheckpointError, match=r"cannot load .*m\.xml"):
+        open_session(tmp_path / "m.xml")
+
+
+def test_files_of_other_programs_do_not_say_which_model_they_hold(files: Path, tmp_path) -> None:
+    graph = onnx.load(files / "m.onnx")
+    del graph.metadata_props[:]
+    onnx.save(graph, tmp_path / "m.onnx")
+    torch.export.save(torch.export.export(nn.Linear(2, 2), (torch.zeros(1, 2),)), tmp_path / "m.pt2")
+    for name in ("m.onnx", "m.pt2"):
+        with pytest.raises(CheckpointError, match="not written by visionmlp export"):
+            open_session(tmp_path / name)
+    with pytest.raises(CheckpointError, match="not written by visionmlp export"):
+        open_session(tmp_path / "m.onnx", runtime="openvino")
+
+
+class _Bomb:
+    def __reduce__(self):
+        return (Path.touch, (Path("exploded"),))
+
+
+def test_a_hostile_program_runs_no_code(files: Path, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    buffer = io.BytesIO()
+    torch.save(_Bomb(), buffer)
+    for kind, payload in (("weights", buffer.getvalue()), ("opaque_obj_0", pickle.dumps(_Bomb()))):
+        path = tmp_path / f"{kind}.pt2"
+        with zipfile.ZipFile(files / "m.pt2") as source, zipfile.ZipFile(path, "w") as target:
+            for item in source.infolist():
+                data = source.read(item)
+                if item.filename.endswith("weights_config.json"):
+                    data = data.replace(b'"use_pickle": false', b'"use_pickle": true')
+                elif kind == "weights" and "/data/weights/" in item.filename:
+                    data = payload
+                target.writestr(item, data)
+            if kind != "weights":
+                root = source.namelist()[0].split("/")[0]
+                target.writestr(f"{root}/data/constants/{kind}", payload)
+        with pytest.raises(CheckpointError):
+            open_session(path)
+        assert not (tmp_path / "exploded").exists()
+
+
+def test_what_cannot_run_it_is_refused(files: Path, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InvalidConfig, match=r"\.pt2 files run in torch"):
+        open_session(files / "m.pt2", runtime="onnxruntime")
+    with pytest.raises(InvalidConfig, match="at least 1"):
+        open_session(files / "m.xml", threads=0)
+    with pytest.raises(CheckpointError, match=r"end in \.onnx"):
+        open_session(tmp_path / "m.tflite")
+    monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
+    with pytest.raises(MissingExtra, match=r"visionmlp\[export\]"):
+        open_session(files / "m.onnx")
+
+
+def test_openvino_graphs_keep_the_sizes_that_are_known():
+    pytest.importorskip("openvino")
+    model = visionmlp.create_model("resmlp_test").eval()
+    images = torch.randn(5, 3, 32, 32)
+    fixed = openvino_model(export_program(model, images, batch=5))
+    assert list(fixed.input(0).get_shape()) == [5, 3, 32, 32]
+    dynamic = openvino_model(export_program(model, images, batch="dynamic"))
+    assert [side.is_dynamic for side in dynamic.input(0).get_partial_shape()] == [True, False, False, False]
+
+
+@pytest.mark.parametrize(
+    ("batch", "threads", "streams"), [(8, 2, 2), (7, 2, 1), (9, 2, 1), (4, 1, 1), (64, 16, 16), (32, 16, 1)]
+)
+def test_batches_are_divided_into_equal_parts_that_are_worth_it(batch: int, threads: int, streams: int) -> None:
+    assert streams_for(batch, threads) == streams
+
+
+def test_openvino_divides_large_batches(files: Path, model, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, streams = runtimes.openvino_call, []
+
+    def counted(*arguments, **options):
+        streams.append(options.get("streams", 1))
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(runtimes, "openvino_call", counted)
+    session = open_session(files / "m.xml", threads=2)
+    with torch.no_grad():
+        for batch in (3, 8, 8, 16):
+            logits = torch.from_numpy(session(images_of(batch).numpy()))
+            assert relative_error(model(images_of(batch)), logits) < 1e-5
+        exact = model(images_of(8))
+    assert streams == [1, 2]
+    fixed = session_of(model, images_of(8), runtime="openvino", threads=2)
+    assert streams == [1, 2, 2]
+    assert relative_error(exact, torch.from_numpy(fixed(images_of(8).numpy()))) < 1e-5
+    with pytest.raises(ExportError, match=r"OpenVINO cannot run this model at \(8, 3, 64, 32\)"):
+        fixed(np.zeros((8, 3, 64, 32), np.float32))
+    assert relative_error(exact, torch.from_numpy(fixed(images_of(8).numpy()))) < 1e-5
+
+
+@pytest.mark.parametrize("batch", [3, 8])
+def test_two_threads_may_call_one_session(batch: int, files: Path, model) -> None:
+    session = open_session(files / "m.xml", threads=2)
+    inputs = [images_of(batch) + i for i in range(2)]
+    with torch.no_grad():
+        exact = [model(images) for images in inputs]
+    with ThreadPoolExecutor(2) as pool:
+        turns = [i % 2 for i in range(60)]
+        results = list(pool.map(lambda i: session(inputs[i].numpy()), turns))
+    for i, logits in zip(turns, results, strict=True):
+        assert relative_error(exact[i], torch.from_numpy(logits)) < 1e-5

@@ -1,0 +1,72 @@
+"""Figures show what they are given."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from visionmlp.errors import RunFolderError
+from visionmlp.report.plots import confusion_matrix, kernel_rows, learning_curves, router_curves
+
+TRAINING = [{"step": float(s), "loss": 2 / s, "lr": 0.1 / s} for s in range(1, 9)]
+EVALUATION = [{"step": float(s), "loss": 3 / s, "top1": 10.0 * s} for s in (4, 8)]
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path).convert("RGB")).astype(int)
+
+
+def test_learning_curves_follow_the_rows(tmp_path: Path) -> None:
+    full = pixels(learning_curves(TRAINING, EVALUATION, tmp_path / "a.png"))
+    assert full.shape[1] > full.shape[0] > 300
+    fewer = pixels(learning_curves(TRAINING, EVALUATION[:1], tmp_path / "b.png"))
+    third = full.shape[1] // 3
+    assert (full[:, third : 2 * third] != fewer[:, third : 2 * third]).any()  # accuracy
+    learning_curves([], EVALUATION, tmp_path / "c.png")  # a run shorter than an interval
+
+
+def test_router_curves_show_every_load(tmp_path: Path) -> None:
+    def rows(load: float) -> list[dict[str, float]]:
+        loads = {"load0": load, "load1": 1 - load, "overflow": 0.1, "entropy": 0.9}
+        routers = {f"block{b}.{k}.{n}": v for b in (2, 3) for k in ("token", "channel") for n, v in loads.items()}
+        return [{"step": float(s), "balance": 0.01 / s, **routers} for s in range(1, 9)]
+
+    even = pixels(router_curves(rows(0.5), tmp_path / "a.png"))
+    uneven = pixels(router_curves(rows(0.8), tmp_path / "b.png"))
+    changed = (even != uneven).any(2)
+    height, width = changed.shape
+    for panel in range(4):
+        assert changed[: height // 2, panel * width // 4 : (panel + 1) * width // 4].sum() > 100
+    assert not changed[height * 6 // 10 :].any()  # overflow, entropy and balance are the same
+    alone = [{name: value for name, value in row.items() if "block3" not in name} for row in rows(0.5)]
+    assert pixels(router_curves(alone, tmp_path / "c.png")).shape == even.shape  # one line of panels
+
+
+def test_confusion_shades_by_share_of_the_row(tmp_path: Path) -> None:
+    sharp = pixels(confusion_matrix(torch.eye(3).long() * 5, ["a", "b", "c"], tmp_path / "a.png"))
+    scaled = pixels(confusion_matrix(torch.eye(3).long() * 5, ["a", "b", "c"], tmp_path / "b.png"))
+    mixed = pixels(confusion_matrix(torch.ones(3, 3).long(), ["a", "b", "c"], tmp_path / "c.png"))
+    dark = [(image.sum(2) < 250).mean() for image in (sharp, scaled, mixed)]
+    assert dark[0] == dark[1] > 2 * dark[2]
+    confusion_matrix(torch.zeros(2, 2).long(), ["a", "b"], tmp_path / "empty.png")
+    confusion_matrix(torch.eye(100).long(), [str(i) for i in range(100)], tmp_path / "many.png")
+
+
+def test_kernel_rows_show_the_injected_pattern(tmp_path: Path) -> None:
+    grid = (4, 6)
+    before = torch.randn(24, 24, generator=torch.Generator().manual_seed(0)) * 0.01
+    after = before + torch.eye(24)
+    image = pixels(kernel_rows(before, after, grid, tmp_path / "k.png", positions=3))
+    red = (image[:, :, 0] > 80) & (image[:, :, 1] < 60) & (image[:, :, 2] < 90)
+    width = image.shape[1]
+    scale = int(width * 0.92)  # the colour bar is behind it
+    left, right = red[:, : width * 46 // 100].sum(), red[:, width * 46 // 100 : scale].sum()
+    assert right > 1000
+    assert left < right / 20
+
+
+def test_a_figure_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(RunFolderError, match=r"cannot write .*curves.png: No such file or directory"):
+        learning_curves(TRAINING, EVALUATION, tmp_path / "missing" / "curves.png")
