@@ -1,6 +1,8 @@
 """The loop: exact resumption, what stops it, and that each option does what it says."""
 
+import dataclasses
 import json
+import math
 import os
 import signal
 from pathlib import Path
@@ -18,6 +20,7 @@ from .toy import (
     BATCHES,
     SIZE,
     ToyData,
+    ToyMetric,
     ToyTask,
     config_for,
     newest_weights,
@@ -57,8 +60,8 @@ def test_a_killed_run_ends_bit_equal(tmp_path: Path, optimizer: str) -> None:
 
 def test_a_kill_between_checkpoint_and_evaluation_loses_no_row(tmp_path: Path) -> None:
     class Dying(ToyTask):
-        def evaluation_sums(self, model: nn.Module, batch: Any) -> Any:
-            raise SystemError(model, batch)
+        def evaluate(self, model: nn.Module, batch: Any, metric: Any) -> None:
+            raise SystemError(model, batch, metric)
 
     config = config_for(tmp_path / "run")
     with pytest.raises(SystemError):
@@ -155,7 +158,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
 
     class Blind(ToyTask):
         def training_loss(self, model: nn.Module, batch: Any) -> TrainingLoss:
-            return TrainingLoss(value=super().training_loss(model, batch).value.nan_to_num())
+            return TrainingLoss(total=super().training_loss(model, batch).total.nan_to_num(), count=SIZE)
 
     with pytest.raises(TrainingDiverged, match=r"is not finite after step 6, learning rate"):
         toy_fit(config_for(tmp_path / "run"), task=Blind(spoil), model=model)
@@ -166,7 +169,7 @@ def test_routing_is_the_mean_of_an_intervals_parts_and_steps(tmp_path: Path) -> 
     class Counting(ToyTask):
         def training_loss(self, model: nn.Module, batch: Any) -> TrainingLoss:
             loss = super().training_loss(model, batch)
-            return TrainingLoss(value=loss.value, routing={"call": torch.tensor(float(self.calls))})
+            return dataclasses.replace(loss, routing={"call": torch.tensor(float(self.calls))})
 
     toy_fit(config_for(tmp_path / "run", accumulate=2, max_steps=5), task=Counting())
     rows = table(tmp_path / "run/router.csv")
@@ -174,7 +177,7 @@ def test_routing_is_the_mean_of_an_intervals_parts_and_steps(tmp_path: Path) -> 
 
     class Silent(ToyTask):
         def training_loss(self, model: nn.Module, batch: Any) -> TrainingLoss:
-            return TrainingLoss(value=super().training_loss(model, batch).value)
+            return dataclasses.replace(super().training_loss(model, batch), routing={})
 
     toy_fit(config_for(tmp_path / "silent"), task=Silent())
     assert not (tmp_path / "silent/router.csv").exists()
@@ -213,6 +216,8 @@ def test_the_moving_average_is_shipped_and_follows_its_formula(tmp_path: Path) -
 
     def record(*arguments: Any, **keywords: Any) -> Any:
         result = optimizer_step(*arguments, **keywords)
+        if arguments[0].param_groups[0]["params"][0].shape == (2, 2):
+            return result  # the trial of the optimizer's arguments
         trail.append(model[0].weight.detach().clone())  # type: ignore[arg-type]
         return result
 
@@ -229,18 +234,58 @@ def test_the_moving_average_is_shipped_and_follows_its_formula(tmp_path: Path) -
     assert not torch.equal(shipped, newest_weights(tmp_path / "run")["0.weight"])
 
 
+class Scripted(ToyTask):
+    """Its evaluations give the values in their order."""
+
+    def __init__(self, values: list[float]) -> None:
+        super().__init__()
+        self.script = list(values)
+
+    def new_metric(self) -> ToyMetric:
+        value = self.script.pop(0)
+
+        class Given(ToyMetric):
+            def compute(self) -> dict[str, float]:
+                return {**super().compute(), "accuracy": value}
+
+        return Given()
+
+
 def test_the_best_weights_are_kept_not_the_last(tmp_path: Path) -> None:
-    class Falling(ToyTask):
-        evaluations = 0
-
-        def metrics(self, sums: Any) -> dict[str, float]:
-            self.evaluations += 1
-            return {**super().metrics(sums), "accuracy": -float(self.evaluations)}
-
-    model, result = toy_fit(config_for(tmp_path / "run"), task=Falling())
+    model, result = toy_fit(config_for(tmp_path / "run"), task=Scripted([-1.0, -2.0]))
     assert (result.best_step, result.steps) == (6, 12)
     assert result.metrics["accuracy"] == -1.0
     assert not torch.equal(load_file(tmp_path / "run/model.safetensors")["0.weight"], model.state_dict()["0.weight"])
+
+
+@pytest.mark.parametrize(
+    ("values", "best"),
+    [
+        ([math.nan, 0.5, 0.9], 18),
+        ([math.nan, 0.9, 0.5], 12),
+        ([0.5, math.nan, 0.4], 6),
+        ([math.nan, math.nan, -3.0], 18),
+        ([math.nan, math.nan, math.nan], 6),
+        ([-math.inf, math.nan, -math.inf], 6),
+    ],
+)
+def test_a_metric_that_is_no_number_is_the_worst(tmp_path: Path, values: list[float], best: int) -> None:
+    config = config_for(tmp_path / "run", epochs=3, keep_checkpoints=9)
+    _, result = toy_fit(config, task=Scripted(values))
+    shipped = load_file(tmp_path / "run/model.safetensors")
+    trail = {step: load_file(tmp_path / f"run/checkpoints/step-{step:06d}.safetensors") for step in (6, 12, 18)}
+    kept = [step for step, weights in trail.items() if same(weights, shipped)]
+    assert kept == [best]
+    assert result.best_step == best
+    assert [row["accuracy"] for row in table(tmp_path / "run/metrics.csv")] == pytest.approx(values, nan_ok=True)
+
+
+def test_lower_may_be_better(tmp_path: Path) -> None:
+    class Perplexity(Scripted):
+        lower_is_better = True
+
+    _, result = toy_fit(config_for(tmp_path / "run", epochs=4), task=Perplexity([math.nan, 9.0, 3.0, 4.0]))
+    assert (result.best_step, result.metrics["accuracy"]) == (18, 3.0)
 
 
 def test_steps_instead_of_epochs_and_sparse_evaluation(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """Options reach timm's optimizers and schedules, and every rule says how to keep it."""
 
+import itertools
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +10,13 @@ import pytest
 import torch
 from torch import nn
 
+import visionmlp
 from visionmlp.engine import TrainingConfig
-from visionmlp.engine.optimization import create_ema, create_optimizer, create_schedule
+from visionmlp.engine.optimization import create_ema, create_schedule, parameter_groups
+from visionmlp.engine.optimization import create_optimizer as optimizer_of_groups
 from visionmlp.errors import InvalidConfig
 
-from .toy import config_for, toy_model
+from .toy import config_for, toy_fit, toy_model
 
 
 class Tagged(nn.Module):
@@ -25,6 +29,10 @@ class Tagged(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         return {"table"}
+
+
+def create_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
+    return optimizer_of_groups(parameter_groups(model, config), config)
 
 
 @pytest.mark.parametrize(
@@ -48,6 +56,10 @@ def test_momentum_and_further_arguments_arrive() -> None:
     assert adam.param_groups[0]["eps"] == 1e-3
     with pytest.raises(InvalidConfig, match="adamw cannot be made with optimizer_args"):
         create_optimizer(toy_model(), config_for(Path("run"), optimizer_args={"wings": 2}))
+    with pytest.raises(
+        InvalidConfig, match=r"adamw cannot be made with optimizer_args .*capturable"
+    ):  # fails in a step
+        create_optimizer(toy_model(), config_for(Path("run"), optimizer_args={"capturable": True}))
 
 
 def rates(**options: Any) -> list[float]:
@@ -65,13 +77,85 @@ def rates(**options: Any) -> list[float]:
 def test_schedules() -> None:
     warm = [0.1 + 0.9 * step / 8 for step in range(8)]
     common: dict[str, Any] = {"epochs": 10, "warmup_epochs": 2, "warmup_lr": 0.1}
-    cosine = [0.05 + 0.95 * (1 + math.cos(math.pi * step / 40)) / 2 for step in range(8, 40)]
-    linear = [0.05 + 0.95 * (1 - step / 40) for step in range(8, 40)]
-    stairs = [0.5 ** (step // 12) for step in range(8, 40)]
+    cosine = [0.05 + 0.95 * (1 + math.cos(math.pi * step / 32)) / 2 for step in range(32)]
+    linear = [0.05 + 0.95 * (1 - step / 32) for step in range(32)]
+    stairs = [0.5 ** (step // 12) for step in range(32)]
     assert rates(schedule="cosine", min_lr=0.05, **common) == pytest.approx(warm + cosine)
     assert rates(schedule="linear", min_lr=0.05, **common) == pytest.approx(warm + linear)
     assert rates(schedule="step", decay_epochs=3, decay_rate=0.5, **common) == pytest.approx(warm + stairs)
     assert rates(schedule="constant", **common) == pytest.approx(warm + [1.0] * 32)
+    # timm's and DeiT's shape
+    cosine = [0.05 + 0.95 * (1 + math.cos(math.pi * step / 40)) / 2 for step in range(8, 40)]
+    linear = [0.05 + 0.95 * (1 - step / 40) for step in range(8, 40)]
+    stairs = [0.5 ** (step // 12) for step in range(8, 40)]
+    timm: dict[str, Any] = {"warmup_prefix": False, **common}
+    assert rates(schedule="cosine", min_lr=0.05, **timm) == pytest.approx(warm + cosine)
+    assert rates(schedule="linear", min_lr=0.05, **timm) == pytest.approx(warm + linear)
+    assert rates(schedule="step", decay_epochs=3, decay_rate=0.5, **timm) == pytest.approx(warm + stairs)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+@pytest.mark.parametrize("warmup_epochs", [1, 5, 9])
+def test_a_schedule_has_no_cliff_behind_its_warm_up(schedule: str, warmup_epochs: int) -> None:
+    values = rates(schedule=schedule, epochs=10, warmup_epochs=warmup_epochs, warmup_lr=0.0)
+    slope = max(1 / (4 * warmup_epochs), 2 / (40 - 4 * warmup_epochs))  # of warm-up; of a cosine at its steepest
+    assert max(abs(b - a) for a, b in itertools.pairwise(values)) < slope + 1e-9
+    assert max(values) == 1.0
+
+
+def test_a_warm_up_longer_than_the_run_is_refused() -> None:
+    config = config_for(Path("run"), max_steps=10, warmup_epochs=50)
+    optimizer = create_optimizer(toy_model(), config)
+    with pytest.raises(InvalidConfig, match="warmup_epochs 50 is 200 steps, but the run has 10; shorten the warm-up"):
+        create_schedule(optimizer, config, steps=10, steps_per_epoch=4)
+
+
+def test_layers_further_down_learn_more_slowly() -> None:
+    model = visionmlp.create_model("resmlp_test", num_classes=3)
+    config = config_for(Path("run"), layer_decay=0.5, lr=1.0, warmup_epochs=0)
+    optimizer = create_optimizer(model, config)
+    create_schedule(optimizer, config, steps=40, steps_per_epoch=4).step_update(0)
+    rate = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    by_name = {name: rate[id(parameter)] for name, parameter in model.named_parameters()}
+    blocks = [by_name[f"stages.0.blocks.{i}.channel.fc1.weight"] for i in range(len(model.stages[0].blocks))]
+    assert by_name["head.fc.weight"] == 1.0
+    assert all(below == above / 2 for below, above in itertools.pairwise(blocks))
+    assert by_name["stem.proj.weight"] < blocks[0]
+
+
+def test_what_is_frozen_stays_and_rests(tmp_path: Path) -> None:
+    model = toy_model(dropout=0.5)
+    for layer in (model[0], model[1]):
+        layer.requires_grad_(requires_grad=False)
+    block = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5)).requires_grad_(requires_grad=False)
+    model = nn.Sequential(block, *model)
+    modes: list[list[bool]] = []
+    model[3].register_forward_hook(lambda *_: modes.append([module.training for module in model.modules()]))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    toy_fit(config_for(tmp_path / "run", max_steps=3, weight_decay=0.5), model=model)
+    moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved == {"5.weight", "5.bias"}  # no statistics of the norm either
+    names = [name for name, _ in model.named_modules()]
+    resting = {name for name, training in zip(names, modes[0], strict=True) if not training}
+    assert resting == {"0", "0.0", "0.1", "1", "2"}
+    with pytest.raises(InvalidConfig, match="every parameter of the model is frozen"):
+        parameter_groups(model.requires_grad_(requires_grad=False), config_for(Path("run")))
+
+
+@pytest.mark.parametrize(
+    ("precision", "lr", "warns"), [("bf16-true", 1e-5, True), ("bf16-true", 0.1, False), ("32-true", 1e-5, False)]
+)
+def test_weights_that_bfloat16_holds_in_place_are_announced(
+    tmp_path: Path, precision: str, lr: float, warns: bool
+) -> None:
+    config = config_for(tmp_path / "run", precision=precision, lr=lr, max_steps=1)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        toy_fit(config)
+    texts = [str(warning.message) for warning in caught if "will not move" in str(warning.message)]
+    assert bool(texts) == warns
+    if warns:
+        assert "too large for steps of lr 1e-05 in bfloat16" in texts[0]
 
 
 def test_moving_average_options() -> None:
@@ -101,6 +185,7 @@ def test_moving_average_options() -> None:
         ({"seed": 2**63}, r"seed must be in \[0, 2\*\*63\), got 9223372036854775808"),
         ({"schedule": "cosin"}, "schedule must be one of cosine, linear, step, constant, got 'cosin'"),
         ({"precision": "16"}, "precision must be one of 32-true"),
+        ({"layer_decay": 0.0}, r"layer_decay must be in \(0, 1\], got 0.0"),
         ({"clip_grad": 0.0}, "clip_grad must be positive"),
         ({"ema_decay": 1.0}, r"ema_decay must be in \(0, 1\)"),
         ({"ema_warmup": True}, "ema_warmup needs ema_decay"),

@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from lightning_fabric import Fabric
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from visionmlp.engine import FitResult, RunFolder, TrainingConfig, TrainingLoss, fit
+from visionmlp.engine import FitResult, RunFolder, Sums, Task, TrainingConfig, TrainingLoss, fit
 
 BATCHES, SIZE = 6, 8
 
@@ -44,7 +44,19 @@ class ToyData:
             yield x[rows], y[rows]
 
 
-class ToyTask:
+class ToyMetric(Sums):
+    """Accuracy, and the mean distance of the two logits."""
+
+    def __init__(self) -> None:
+        zero = torch.zeros((), dtype=torch.float64)
+        super().__init__({"right": zero, "margin": zero, "n": zero})
+
+    def compute(self) -> dict[str, float]:
+        right, margin, images = (self.values[name].item() for name in ("right", "margin", "n"))
+        return {"accuracy": 100 * right / images, "margin": margin / images}
+
+
+class ToyTask(Task):
     """Cross-entropy; draws from NumPy as mixup does."""
 
     metric = "accuracy"
@@ -57,18 +69,20 @@ class ToyTask:
         factor = self.before_loss(self.calls)
         x, y = batch
         logits = model(x + self.noise * np.random.rand())  # noqa: NPY002
-        loss = factor * nn.functional.cross_entropy(logits, y)
+        loss = factor * nn.functional.cross_entropy(logits, y, reduction="sum")
         # as a routed model would: something that differs from step to step
-        return TrainingLoss(value=loss, routing={"toy.margin": logits.detach().diff().abs().mean()})
+        margin = logits.detach().diff().abs().mean()
+        return TrainingLoss(total=loss, count=len(y), routing={"toy.margin": margin})
 
-    def evaluation_sums(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+    def new_metric(self) -> ToyMetric:
+        return ToyMetric()
+
+    def evaluate(self, model: nn.Module, batch: tuple[Tensor, Tensor], metric: ToyMetric) -> None:
         x, y = batch
         logits = model(x)
-        return {"right": (logits.argmax(1) == y).sum(), "margin": logits.diff().abs().sum(), "n": torch.tensor(len(y))}
-
-    def metrics(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
-        images = sums["n"].item()
-        return {"accuracy": 100 * sums["right"].item() / images, "margin": sums["margin"].item() / images}
+        metric.add(
+            {"right": (logits.argmax(1) == y).sum(), "margin": logits.diff().abs().sum(), "n": torch.tensor(len(y))}
+        )
 
 
 def write_weights(path: Path, model: nn.Module) -> None:
@@ -84,9 +98,10 @@ def toy_fit(
     config: TrainingConfig,
     *,
     resume: bool = False,
-    task: ToyTask | None = None,
+    task: Task | None = None,
     model: nn.Module | None = None,
     training: ToyData | None = None,
+    data: dict[str, Any] | None = None,
 ) -> tuple[nn.Module, FitResult]:
     fabric = Fabric(accelerator="cpu", devices=1, precision=config.precision)
     fabric.launch()
@@ -101,7 +116,8 @@ def toy_fit(
         config=config,
         run=run,
         write_weights=write_weights,
-        keep_best=lambda best, _sums: write_weights(run.model, best),
+        keep_best=lambda best, _metric: write_weights(run.model, best),
+        data=data or {"images": BATCHES * SIZE},
         resume=resume,
     )
     return model, result

@@ -33,8 +33,9 @@ def build() -> nn.Module:
 def step(model: nn.Module, rows: slice) -> float:
     loss = Classification(10).training_loss(model, Batch(IMAGES[rows], LABELS[rows]))
     assert {name.rpartition(".")[2] for name in loss.routing} > {"overflow", "entropy", "load3"}
-    loss.value.backward()
-    return loss.value.item()
+    mean = loss.total / loss.count
+    mean.backward()
+    return mean.item()
 
 
 def work(rank: int, folder: str) -> None:

@@ -67,10 +67,19 @@ class TrainingConfig:
         "cosine", "how the learning rate falls, at every step", group="optimisation"
     )
     warmup_epochs: float = option(0.0, "of linear rise to lr, at the start of the schedule", group="optimisation")
+    warmup_prefix: bool = option(
+        True,
+        "the schedule begins behind the warm-up, without a jump; off is the shape of timm and DeiT, where the warm-up "
+        "replaces the schedule's beginning",
+        group="optimisation",
+    )
     warmup_lr: float = option(1e-6, "learning rate that warm-up starts from", group="optimisation")
     min_lr: float = option(0.0, "learning rate at the end of cosine and linear", group="optimisation")
     decay_epochs: float = option(30.0, "interval of the step schedule", group="optimisation")
     decay_rate: float = option(0.1, "factor of the step schedule", group="optimisation")
+    layer_decay: float | None = option(
+        None, "factor of the learning rate from each layer to the one below, for fine-tuning", group="optimisation"
+    )
     clip_grad: float | None = option(None, "largest norm of the gradient", group="optimisation")
     ema_decay: float | None = option(
         None, "moving average of the weights, evaluated and kept in place of the weights", group="optimisation"
@@ -113,6 +122,10 @@ class TrainingConfig:
         self.require(
             self.clip_grad is None or self.clip_grad > 0,
             f"clip_grad must be positive or left out, got {self.clip_grad}",
+        )
+        self.require(
+            self.layer_decay is None or 0 < self.layer_decay <= 1,
+            f"layer_decay must be in (0, 1], got {self.layer_decay}",
         )
         self.require(
             self.ema_decay is None or 0 < self.ema_decay < 1, f"ema_decay must be in (0, 1), got {self.ema_decay}"

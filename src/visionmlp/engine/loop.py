@@ -9,32 +9,40 @@ import contextlib
 import dataclasses
 import math
 import random
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from visionmlp.engine.accumulation import StepSums, StepTotals, divide_gradients, untouched
 from visionmlp.engine.checkpoints import Checkpoints, WriteWeights
 from visionmlp.engine.config import TrainingConfig
 from visionmlp.engine.evaluation import evaluate
 from visionmlp.engine.launch import agree, on_rank_zero
-from visionmlp.engine.optimization import create_ema, create_optimizer, create_schedule
+from visionmlp.engine.metrics import Metric
+from visionmlp.engine.optimization import (
+    create_ema,
+    create_optimizer,
+    create_schedule,
+    frozen_modules,
+    warn_of_stuck_weights,
+)
+from visionmlp.engine.processes import Processes
 from visionmlp.engine.progress import ProgressReport
 from visionmlp.engine.run_folder import RunFolder
+from visionmlp.engine.signals import stop_on_signals
 from visionmlp.engine.task import EpochData, Task
-from visionmlp.errors import InvalidConfig, TrainingDiverged
+from visionmlp.errors import InvalidConfig, RunFolderError, TrainingDiverged
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 
-KeepBest = Callable[[nn.Module, dict[str, Tensor]], None]
-"""Called with the evaluated model and the sums of its evaluation."""
+KeepBest = Callable[[nn.Module, Any], None]
+"""Called with the evaluated model and the metric object of its evaluation."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,6 +70,7 @@ def fit(
     run: RunFolder,
     write_weights: WriteWeights,
     keep_best: KeepBest,
+    data: Mapping[str, Any],
     resume: bool = False,
 ) -> FitResult:
     """Train a model, or continue to.
@@ -76,22 +85,23 @@ def fit(
         run: the folder; created, or with ``resume`` continued.
         write_weights: writes a checkpoint's weights.
         keep_best: writes the best weights so far, and what their evaluation gave.
+        data: what a resumed run must find as it was: numbers of images, classes; JSON values by name.
         resume: whether to start from the folder's newest checkpoint.
 
     Raises:
         TrainingDiverged: if loss, gradient or weights are not finite; the last good checkpoint stays.
         RunFolderError: if the folder cannot be written, holds a run already, or nothing to resume.
-        InvalidConfig: if a resumed run was started with other options.
+        InvalidConfig: if a resumed run was started with other options or other data.
         KeyboardInterrupt: at SIGINT or SIGTERM, when all is saved.
     """
     loop = _Loop(fabric, model, task, training, evaluation, config, run, write_weights, keep_best)
     # what is wrong with model, data or options has shown by now, and left no trace
-    on_rank_zero(fabric, lambda: run.reopen(config) if resume else run.create(config))
+    on_rank_zero(fabric, lambda: run.reopen(config, data) if resume else run.create(config, data))
     if resume:
         loop.restore()
     else:
         loop.save()
-    with loop.report, _catch_signals(loop):
+    with loop.report, stop_on_signals(loop.ask_to_stop):
         loop.run_epochs()
     return loop.result()
 
@@ -117,18 +127,22 @@ class _Loop:
         if self.steps_per_epoch == 0:
             raise InvalidConfig(f"an epoch of {len(training)} batches is shorter than accumulate = {config.accumulate}")
         self.steps = config.max_steps or config.epochs * self.steps_per_epoch
-        optimizer = create_optimizer(model, config)
+        self.processes = Processes(fabric)
+        model.to(fabric.device)
+        optimizer = create_optimizer(task.parameter_groups(model, config), config)
         self.schedule = create_schedule(optimizer, config, steps=self.steps, steps_per_epoch=self.steps_per_epoch)
         self.plain = model
         self.model, self.optimizer = fabric.setup(model, optimizer)
+        task.start(model, fabric.device)
+        self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.resting = frozen_modules(model)
+        warn_of_stuck_weights(model, config)
         self.ema = create_ema(model, config)
         self.checkpoints = Checkpoints(run.checkpoints, keep=config.keep_checkpoints, write_weights=write_weights)
         self.keep_best = keep_best
         self.step = 0
-        self.interval: list[float] = []
-        """Losses since the last row of train.csv."""
-        self.routing: list[dict[str, float]] = []
-        """What was said about routed experts since then."""
+        self.interval: list[dict[str, Any]] = []
+        """`StepTotals` of each step since the last row of train.csv."""
         self.interval_started = self.started = time.monotonic()
         self.stop_asked = False
         """Set by a signal, in this process."""
@@ -153,20 +167,22 @@ class _Loop:
         state = {
             "optimizer": self.optimizer.state_dict(),
             "ema": None if self.ema is None else self.ema.module.state_dict(),
+            "task": self.task.state_dict(),
             "interval": self.interval,
-            "routing": self.routing,
         }
         on_rank_zero(self.fabric, lambda: self.checkpoints.save(self.step, self.plain, state))
 
     def restore(self) -> None:
         """Load the newest checkpoint and cut the tables to it."""
         self.step, weights, state = on_rank_zero(self.fabric, self.checkpoints.load)
+        if "task" not in state:
+            raise RunFolderError(f"{self.run.path} is of an older visionmlp; resume it there, or start a new run")
         self.plain.load_state_dict(weights)
         self.optimizer.load_state_dict(state["optimizer"])
         if self.ema is not None:
             self.ema.module.load_state_dict(state["ema"])
+        self.task.load_state_dict(state["task"])
         self.interval = state["interval"]
-        self.routing = state.get("routing", [])  # of version 0.1.0
         tables = (self.run.train, self.run.metrics, self.run.router)
         on_rank_zero(self.fabric, lambda: [table.cut(self.step) for table in tables])
         self.report = self._report()
@@ -186,7 +202,7 @@ class _Loop:
             timed_from = self.step
             for _ in range(done, min(self.steps_per_epoch, self.steps - epoch * self.steps_per_epoch)):
                 parts = agree(self.fabric, lambda: [next(batches) for _ in range(self.config.accumulate)])  # noqa: B023
-                self.interval.append(self.update(parts))
+                self.interval.append(dataclasses.asdict(self.update(parts)))
                 self.step += 1
                 self.report.advance(self.step)
                 if self.step % self.config.log_every == 0 or self.step == self.steps:
@@ -200,54 +216,63 @@ class _Loop:
                 if self.stopping:
                     self.stop()
 
-    def update(self, parts: list[Any]) -> float:
-        """One step on its parts of the batch; returns the mean loss of all processes."""
+    def update(self, parts: list[Any]) -> StepTotals:
+        """One step on its parts of the batch."""
         self.model.train()
+        for module in self.resting:
+            module.eval()
         self.schedule.step_update(self.step)
         self.optimizer.zero_grad()
-        total = torch.zeros((), device=self.fabric.device)
-        routing: dict[str, Tensor] = {}
+        sums = StepSums()
         for part, batch in enumerate(parts):
             _seed(self.config.seed, self.step, part, self.fabric.global_rank)
             with self.fabric.no_backward_sync(self.model, enabled=part < len(parts) - 1):
                 loss = self.task.training_loss(self.model, self.fabric.to_device(batch))
-                value = loss.value / len(parts)
-                self.fabric.backward(value)
-            total += value.detach()
-            for name, number in loss.routing.items():
-                routing[name] = routing.get(name, 0.0) + number / len(parts)
-        mean, stop, *numbers = self._mean(total, float(self.stop_asked), *routing.values())
-        self.stopping = stop > 0
-        if not math.isfinite(mean):
-            raise TrainingDiverged(f"loss is {mean} at step {self.step + 1}, {self._lr_text()}; {self._advice()}")
-        if self.config.clip_grad is not None:
-            norm: Any = self.fabric.clip_gradients(
-                self.model, self.optimizer, max_norm=self.config.clip_grad, error_if_nonfinite=False
+                self.fabric.backward(loss.total + untouched(self.trained, self.processes))
+            sums.add(loss)
+        totals = sums.over(self.processes, stop=self.stop_asked)
+        self.stopping = totals.stop
+        if not math.isfinite(totals.loss):
+            raise TrainingDiverged(
+                f"loss is {totals.mean()} at step {self.step + 1}, {self._lr_text()}; {self._advice()}"
             )
-            if not norm.isfinite():
-                raise TrainingDiverged(
-                    f"the gradient's norm is {norm.item()} at step {self.step + 1}, {self._lr_text()}; {self._advice()}"
-                )
+        divide_gradients(self.trained, totals.count, self.processes)
+        self._clip_gradients()
         self.optimizer.step()
+        self.task.after_step(self.plain, self.step + 1, self.processes)
         if self.ema is not None:
             self.ema.update(self.plain, step=self.step + 1)
-        if routing:
-            self.routing.append(dict(zip(routing, numbers, strict=True)))
-        return mean
+        return totals
+
+    def _clip_gradients(self) -> None:
+        if self.config.clip_grad is None:
+            return
+        norm: Any = self.fabric.clip_gradients(
+            self.model, self.optimizer, max_norm=self.config.clip_grad, error_if_nonfinite=False
+        )
+        if not norm.isfinite():
+            raise TrainingDiverged(
+                f"the gradient's norm is {norm.item()} at step {self.step + 1}, {self._lr_text()}; {self._advice()}"
+            )
 
     def log(self, epoch: int, timed_from: int) -> None:
         """A row of train.csv, and of router.csv if the model has one."""
         now = time.monotonic()
         steps = self.step - timed_from
+        count = max(sum(totals["count"] for totals in self.interval), 1.0)
         row = {
-            "loss": sum(self.interval) / len(self.interval),
-            "lr": self.optimizer.param_groups[0]["lr"],
+            "loss": sum(totals["loss"] for totals in self.interval) / count,
+            "lr": self._lr(),
             "images_per_second": round(steps * self.config.batch_size / max(now - self.interval_started, 1e-9), 1),
         }
-        names = self.routing[0] if self.routing else ()
-        routed = {name: sum(numbers[name] for numbers in self.routing) / len(self.routing) for name in names}
-        self.interval, self.routing, self.interval_started = [], [], now
-        on_rank_zero(self.fabric, lambda: self.run.train.append({"step": self.step, "epoch": epoch + 1, **row}))
+        columns, routed = (
+            {name: sum(totals[kind][name] for totals in self.interval) / count for name in self.interval[0][kind]}
+            for kind in ("columns", "routing")
+        )
+        self.interval, self.interval_started = [], now
+        on_rank_zero(
+            self.fabric, lambda: self.run.train.append({"step": self.step, "epoch": epoch + 1, **row, **columns})
+        )
         if routed:
             on_rank_zero(self.fabric, lambda: self.run.router.append({"step": self.step, **routed}))
         self.report.logged(epoch=epoch + 1, **row)
@@ -262,41 +287,44 @@ class _Loop:
             for buffer in model.buffers():  # each process has its own statistics; the first one's are saved
                 torch.distributed.broadcast(buffer, 0)
         precision = self.fabric.strategy.precision
-        sums = agree(
-            self.fabric,
-            lambda: evaluate(
-                self.task,
-                model,
-                self.evaluation,
-                # the average is evaluated in its own precision, float32, as it is shipped
-                prepare=lambda batch: self.fabric.to_device(
-                    batch if self.ema is not None else precision.convert_input(batch)
-                ),
-                precision=contextlib.nullcontext if self.ema is not None else self.fabric.autocast,
-                after_batch=self._stop_evaluation,
+        metric = evaluate(
+            self.task,
+            model,
+            self.evaluation,
+            # the average is evaluated in its own precision, float32, as it is shipped
+            prepare=lambda batch: self.fabric.to_device(
+                batch if self.ema is not None else precision.convert_input(batch)
             ),
+            precision=contextlib.nullcontext if self.ema is not None else self.fabric.autocast,
+            after_batch=self._stop_evaluation,
+            agree=lambda function: agree(self.fabric, function),
+            processes=self.processes,
         )
-        if self.fabric.world_size > 1:
-            sums = {name: _sum(self.fabric, value) for name, value in sums.items()}
-        metrics = self.task.metrics(sums)
+        metrics = on_rank_zero(self.fabric, metric.compute)
         epoch = -(-self.step // self.steps_per_epoch)
-        best = on_rank_zero(self.fabric, lambda: self._keep(model, sums, epoch, metrics))
+        best = on_rank_zero(self.fabric, lambda: self._keep(model, metric, epoch, metrics))
         self.report.evaluated(step=self.step, epoch=epoch, metrics=metrics, best=best)
         self.interval_started += time.monotonic() - paused
 
-    def _keep(self, model: nn.Module, sums: dict[str, Tensor], epoch: int, metrics: dict[str, float]) -> bool:
-        earlier = [row[self.task.metric] for row in self.run.metrics.rows()]
-        best = metrics[self.task.metric] > max(earlier, default=-math.inf)
+    def _keep(self, model: nn.Module, metric: Metric, epoch: int, metrics: dict[str, float]) -> bool:
+        earlier = [self._score(row) for row in self.run.metrics.rows()]
+        best = not earlier or self._score(metrics) > max(earlier)
         if best:
-            self.keep_best(model, sums)
+            self.keep_best(model, metric)
         # behind the weights: without this row a resumed run evaluates again
         self.run.metrics.append({"step": self.step, "epoch": epoch, **metrics})
         return best
 
+    def _score(self, metrics: Mapping[str, float]) -> float:
+        """Higher is better; a metric that is no number is worse than any other."""
+        value = metrics[self.task.metric]
+        if math.isnan(value):
+            return -math.inf
+        return -value if self.task.lower_is_better else value
+
     def result(self) -> FitResult:
         """From the tables, as the best evaluation may be of an earlier session."""
-        rows = self.run.metrics.rows()
-        best = max(rows, key=lambda row: row[self.task.metric])
+        best = max(self.run.metrics.rows(), key=self._score)
         metrics = {name: value for name, value in best.items() if name not in ("step", "epoch")}
         return FitResult(
             steps=self.steps,
@@ -306,6 +334,10 @@ class _Loop:
         )
 
     # ---- small parts
+
+    def ask_to_stop(self) -> None:
+        """A signal came: stop behind this step."""
+        self.stop_asked = True
 
     def stop(self) -> None:
         """End the run; everything is saved."""
@@ -322,28 +354,21 @@ class _Loop:
         interval = self.config.eval_every * self.steps_per_epoch
         return self.step > 0 and (self.step % interval == 0 or self.step == self.steps)
 
-    def _mean(self, loss: Tensor, stop: float, *numbers: Tensor) -> list[float]:
-        """Over all processes."""
-        values = torch.stack([value.float() for value in (loss, torch.tensor(stop, device=loss.device), *numbers)])
-        if self.fabric.world_size > 1:
-            values = self.fabric.all_reduce(values, reduce_op="mean")
-        return values.tolist()  # type: ignore[union-attr]
-
     def _report(self) -> ProgressReport:
         return ProgressReport(steps=self.steps, done=self.step, quiet=not self.fabric.is_global_zero)
 
     def _lr_text(self) -> str:
-        return f"learning rate {self.optimizer.param_groups[0]['lr']:.3g}"
+        return f"learning rate {self._lr():.3g}"
+
+    def _lr(self) -> float:
+        """The schedule's, before any group's own factor."""
+        group = self.optimizer.param_groups[0]
+        return group["lr"] / group.get("lr_scale", 1.0)
 
     def _advice(self) -> str:
         saved = self.checkpoints.steps()
         kept = f"the checkpoint of step {saved[-1]} stays in {self.run.path}; " if saved else ""
         return f"{kept}try a lower lr, a longer warm-up or clip_grad"
-
-
-def _sum(fabric: "Fabric", value: Tensor) -> Tensor:
-    total: Any = fabric.all_reduce(value, reduce_op="sum")
-    return total
 
 
 def _seed(*parts: int) -> None:
@@ -352,27 +377,3 @@ def _seed(*parts: int) -> None:
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 (timm's mixup uses this one)
     torch.manual_seed(seed)
-
-
-@contextlib.contextmanager
-def _catch_signals(loop: _Loop) -> Iterator[None]:
-    """Let the first SIGINT or SIGTERM ask the loop to stop, and a second one end the process as usual."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def request(_number: int, _frame: Any) -> None:
-        loop.stop_asked = True
-        restore()
-
-    def restore() -> None:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-
-    for number in handlers:
-        signal.signal(number, request)
-    try:
-        yield
-    finally:
-        restore()

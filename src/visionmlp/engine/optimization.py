@@ -1,9 +1,10 @@
 """Optimizers, schedules and the moving average: timm's, from a `TrainingConfig`."""
 
+import warnings
 from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, param_groups_layer_decay, param_groups_weight_decay
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
@@ -13,42 +14,88 @@ from torch.optim import Optimizer
 from visionmlp.engine.config import TrainingConfig
 from visionmlp.errors import InvalidConfig
 
+_STUCK_SHARE = 0.01
+"""Of weights that bfloat16 may hold in place before a run says so."""
 
-def create_optimizer(model: nn.Module, config: TrainingConfig) -> Optimizer:
-    """The optimizer, without weight decay for biases, vectors and what ``model.no_weight_decay()`` names.
+
+def parameter_groups(model: nn.Module, config: TrainingConfig) -> list[dict[str, Any]]:
+    """Groups for the optimizer: no weight decay for biases, vectors and what ``model.no_weight_decay()`` names.
+
+    With ``layer_decay``, each layer below the last has its learning rate multiplied once more; layers are those of
+    timm's ``group_matcher``.
 
     Raises:
-        InvalidConfig: for arguments that the optimizer does not take, or one that is not installed.
+        InvalidConfig: if no parameter of the model can be trained.
     """
-    # YAML and JSON have no tuples
-    arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in config.optimizer_args.items()}
-    try:
-        return create_optimizer_v2(
-            model,
-            config.optimizer.lower(),
-            lr=config.lr,
-            weight_decay=config.weight_decay,
-            momentum=config.momentum,
-            **arguments,
+    unnamed = getattr(model, "no_weight_decay", tuple)()
+    if config.layer_decay is None:
+        groups = param_groups_weight_decay(model, config.weight_decay, no_weight_decay_list=unnamed)
+    else:
+        groups = param_groups_layer_decay(
+            model, config.weight_decay, no_weight_decay_list=unnamed, layer_decay=config.layer_decay
         )
-    except (TypeError, ValueError, AssertionError, ImportError) as error:
+    groups = [group for group in groups if group["params"]]
+    if not groups:
+        raise InvalidConfig("every parameter of the model is frozen, so there is nothing to train")
+    return groups
+
+
+def create_optimizer(groups: list[dict[str, Any]], config: TrainingConfig) -> Optimizer:
+    """The optimizer of parameter groups.
+
+    Raises:
+        InvalidConfig: for arguments that the optimizer does not take or cannot make a step with, or for an optimizer
+            that is not installed.
+    """
+    device = groups[0]["params"][0].device
+    trial = nn.Parameter(torch.zeros(2, 2, device=device))
+    trial.grad = torch.ones_like(trial)
+    try:
+        _optimizer([{"params": [trial]}], config).step()  # some arguments fail only there
+        return _optimizer(groups, config)
+    except (TypeError, ValueError, AssertionError, ImportError, RuntimeError, AttributeError) as error:
         raise InvalidConfig(
-            f"optimizer {config.optimizer} cannot be made with optimizer_args {config.optimizer_args}: {error}"
+            f"optimizer {config.optimizer} cannot be made with optimizer_args {config.optimizer_args}: "
+            f"{' '.join(str(error).split())}"
         ) from error
 
 
+def _optimizer(groups: list[dict[str, Any]], config: TrainingConfig) -> Optimizer:
+    # YAML and JSON have no tuples
+    arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in config.optimizer_args.items()}
+    return create_optimizer_v2(
+        groups,  # type: ignore[arg-type] (it takes groups too)
+        config.optimizer.lower(),
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        momentum=config.momentum,
+        **arguments,
+    )
+
+
 def create_schedule(optimizer: Optimizer, config: TrainingConfig, *, steps: int, steps_per_epoch: int) -> Scheduler:
-    """The learning rate as a function of the step: ``schedule.step_update(step)`` sets that of step ``step``."""
+    """The learning rate as a function of the step: ``schedule.step_update(step)`` sets that of step ``step``.
+
+    Raises:
+        InvalidConfig: for a warm-up that is not over before the last step.
+    """
+    warmup = round(config.warmup_epochs * steps_per_epoch)
+    if warmup >= steps:
+        raise InvalidConfig(
+            f"warmup_epochs {config.warmup_epochs:g} is {warmup} steps, but the run has {steps}; shorten the warm-up"
+        )
     names = {"cosine": "cosine", "linear": "poly", "step": "step", "constant": "constant"}
     schedule, _ = create_scheduler_v2(
         optimizer,
         names[config.schedule],
-        num_epochs=steps,  # timm's epochs are our steps, as updates_per_epoch is 1
+        # timm's epochs are our steps, as updates_per_epoch is 1
+        num_epochs=steps - warmup if config.warmup_prefix else steps,
         decay_epochs=max(1, round(config.decay_epochs * steps_per_epoch)),
         decay_rate=1.0 if config.schedule == "linear" else config.decay_rate,  # the power, for poly
         min_lr=config.min_lr,
         warmup_lr=config.warmup_lr,
-        warmup_epochs=round(config.warmup_epochs * steps_per_epoch),
+        warmup_epochs=warmup,
+        warmup_prefix=config.warmup_prefix,
         step_on_epochs=False,
         updates_per_epoch=1,
     )
@@ -62,3 +109,29 @@ def create_ema(model: nn.Module, config: TrainingConfig) -> ModelEmaV3 | None:
         return None
     dtype = torch.float32 if config.precision == "bf16-true" else None
     return ModelEmaV3(model, decay=config.ema_decay, use_warmup=config.ema_warmup, dtype=dtype)
+
+
+def frozen_modules(model: nn.Module) -> list[nn.Module]:
+    """The outermost modules with parameters, all of which are frozen."""
+    own = list(model.parameters())
+    if own and not any(parameter.requires_grad for parameter in own):
+        return [model]
+    return [module for child in model.children() for module in frozen_modules(child)]
+
+
+def warn_of_stuck_weights(model: nn.Module, config: TrainingConfig) -> None:
+    """Warn if the weights are bfloat16 and many are too large to be moved by steps of the learning rate.
+
+    A step below half the distance to the next number is rounded away: 2^-9 of the weight. Adam's steps are about lr.
+    """
+    if config.precision != "bf16-true":
+        return
+    weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    stuck = sum(int((weight.detach().abs().float() * 2**-9 > config.lr).sum()) for weight in weights)
+    share = stuck / sum(weight.numel() for weight in weights)
+    if share > _STUCK_SHARE:
+        warnings.warn(
+            f"{share:.0%} of the weights are too large for steps of lr {config.lr:g} in bfloat16 and will not move; "
+            "use precision bf16-mixed, which keeps float32 weights",
+            stacklevel=2,
+        )

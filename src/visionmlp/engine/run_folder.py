@@ -84,8 +84,12 @@ class RunFolder:
         self.confusion = path / "confusion.csv"
         self.bad_images = path / "bad_images.txt"
 
-    def create(self, config: TrainingConfig) -> None:
+    def create(self, config: TrainingConfig, data: Mapping[str, Any]) -> None:
         """Make the folder and write what is known before training.
+
+        Args:
+            config: all options.
+            data: what the run must find as it was when it is resumed, JSON values by name.
 
         Raises:
             RunFolderError: if it holds anything but a run that never began, or cannot be written.
@@ -97,14 +101,15 @@ class RunFolder:
                 )
             self.checkpoints.mkdir(parents=True, exist_ok=True)
         write_beside(self.path / "config.yaml", yaml.safe_dump(config.to_plain(), sort_keys=False).encode())
+        self._write_data(data)
         self._write_sessions([environment()])
 
-    def reopen(self, config: TrainingConfig) -> None:
-        """Check that the folder holds a run of this configuration.
+    def reopen(self, config: TrainingConfig, data: Mapping[str, Any]) -> None:
+        """Check that the folder holds a run of this configuration on this data.
 
         Raises:
             RunFolderError: if there is nothing to resume.
-            InvalidConfig: naming the first field that has changed.
+            InvalidConfig: naming the first option, or the first fact about the data, that has changed.
         """
         before = type(config).from_plain(self.read_config()).to_plain()
         now = config.to_plain()
@@ -115,6 +120,7 @@ class RunFolder:
                     f"{self.path} was started with {name} = {before[name]}, not {value}; "
                     "resume with the same value, or give another --output"
                 )
+        self._check_data(data)
         self._write_sessions([*self.read_sessions(), environment()])
 
     def read_config(self) -> dict[str, Any]:
@@ -150,10 +156,30 @@ class RunFolder:
             raise RunFolderError(f"cannot read {path}: {error}; repair it, or remove it to go on without") from error
         return sessions
 
+    def _write_data(self, data: Mapping[str, Any]) -> None:
+        write_beside(self.path / "data.json", json.dumps(dict(data), indent=2).encode())
+
+    def _check_data(self, data: Mapping[str, Any]) -> None:
+        path = self.path / "data.json"
+        if not path.exists():  # of version 0.1.0, which did not write it
+            self._write_data(data)
+            return
+        try:
+            before = dict(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise RunFolderError(f"cannot read {path}: {error}; repair it, or remove it to go on without") from error
+        for name, now in json.loads(json.dumps(dict(data))).items():
+            if before.get(name) != now:
+                raise InvalidConfig(
+                    f"{self.path} was started on other data: {_difference(name, before.get(name), now)}; "
+                    "restore the data, or give another --output"
+                )
+
     def _never_began(self) -> bool:
         """Whether the folder is empty, or holds only what a run killed before its first checkpoint leaves."""
         names = {path.name.removeprefix(".").removesuffix(".partial") for path in self.path.iterdir()}
-        return names <= {"checkpoints", "config.yaml", "environment.json"} and not any(self.checkpoints.glob("*.state"))
+        known = {"checkpoints", "config.yaml", "data.json", "environment.json"}
+        return names <= known and not any(self.checkpoints.glob("*.state"))
 
     def _write_sessions(self, sessions: list[dict[str, Any]]) -> None:
         write_beside(self.path / "environment.json", json.dumps(sessions, indent=2).encode())
@@ -196,6 +222,16 @@ def _versions() -> dict[str, str]:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
     return versions
+
+
+def _difference(name: str, before: Any, now: Any) -> str:
+    """What has changed, in few words: of two lists the first item that differs."""
+    if isinstance(before, list) and isinstance(now, list):
+        if len(before) != len(now):
+            return f"{name} had {len(before)} entries and has {len(now)}"
+        place = next(index for index, (old, new) in enumerate(zip(before, now, strict=True)) if old != new)
+        return f"{name}[{place}] was {before[place]!r} and is {now[place]!r}"
+    return f"{name} was {before!r} and is {now!r}"
 
 
 def _fields(config: TrainingConfig) -> Sequence[Any]:

@@ -17,8 +17,9 @@ def repmlpnet_imagenet(*, data: str, output: Path, model: str = "repmlpnet_t224"
     Expected: top-1 76.4 (t224), 77.5 (t256), 80.1 (b224), 81.0 (b256), 80.8 (d256), 81.7 (l256) %: paper, Table 2.
     Cost: 100 epochs on 8 GPUs, 32 images each (section 5.1).
     Source: arXiv 2112.11081, section 5.1. From the authors' code, not in the paper: RandAugment of magnitude 15,
-    gradient clipping at 5, warm-up from 5e-7. Their command line has lr 1e-3, the paper 2e-3, which is used here.
-    Their RandAugment draws from a policy of their own with cutout; this one is timm's.
+    gradient clipping at 5, warm-up from 5e-7, in place of the beginning of timm's cosine. Their command line has lr
+    1e-3, the paper 2e-3, which is used here. Their RandAugment draws from a policy of their own with cutout; this one
+    is timm's.
     """
     return ClassifyConfig(
         model=model,
@@ -31,6 +32,7 @@ def repmlpnet_imagenet(*, data: str, output: Path, model: str = "repmlpnet_t224"
         weight_decay=0.1,
         schedule="cosine",
         warmup_epochs=10.0,
+        warmup_prefix=False,
         warmup_lr=5e-7,
         clip_grad=5.0,
         label_smoothing=0.1,
@@ -64,6 +66,7 @@ def resmlp_imagenet(*, data: str, output: Path, model: str = "resmlp_s12") -> Cl
         weight_decay=0.2,
         schedule="cosine",
         warmup_epochs=5.0,
+        warmup_prefix=False,
         min_lr=1e-5,
         label_smoothing=0.1,
         mixup=0.8,
@@ -155,6 +158,7 @@ def _cifar100(model: str, model_args: dict[str, Any], data: str, output: Path) -
         weight_decay=0.1,
         schedule="cosine",
         warmup_epochs=10.0,
+        warmup_prefix=False,
         warmup_lr=5e-7,
         clip_grad=5.0,
         label_smoothing=0.1,

@@ -24,7 +24,9 @@ class Fixed(nn.Module):
 
 
 def loss(**options: object) -> float:
-    return Classification(7, **options).training_loss(Fixed(), Batch(torch.zeros(6, 3, 4, 4), LABELS)).value.item()  # type: ignore[arg-type]
+    result = Classification(7, **options).training_loss(Fixed(), Batch(torch.zeros(6, 3, 4, 4), LABELS))  # type: ignore[arg-type]
+    assert result.count == 6
+    return result.total.item() / 6
 
 
 def test_losses_by_hand() -> None:
@@ -45,7 +47,7 @@ def test_mixup_mixes_images_and_targets_alike(name: str) -> None:
     task = Classification(7, loss=name, mixing=Mixing(mixup=1.0))  # type: ignore[arg-type]
     model = Fixed()
     np.random.seed(3)  # noqa: NPY002 (mixup draws from it)
-    value = task.training_loss(model, Batch(images, LABELS)).value.item()
+    value = task.training_loss(model, Batch(images, LABELS)).total.item() / 6
     share = 1 - model.seen[0, 0, 0, 0].item() / 5  # of the image itself, as its partner is image 5
     target = share * F.one_hot(LABELS, 7) + (1 - share) * F.one_hot(LABELS.flip(0), 7)
     expected = {
@@ -101,9 +103,10 @@ def test_mixing_mode_decides_what_shares_a_draw() -> None:
 
 def test_metrics_by_counting() -> None:
     task = Classification(7)
-    first = task.evaluation_sums(Fixed(), Batch(torch.zeros(6, 3, 1, 1), LABELS))
-    total = {name: value + value for name, value in first.items()}
-    metrics = task.metrics(total)
+    total = task.new_metric()
+    for _ in range(2):
+        task.evaluate(Fixed(), Batch(torch.zeros(6, 3, 1, 1), LABELS), total)
+    metrics = total.compute()
     order = LOGITS.argsort(1, descending=True)
     ranks = [order[i].tolist().index(label) for i, label in enumerate(LABELS.tolist())]
     assert metrics["top1"] == pytest.approx(100 * sum(rank == 0 for rank in ranks) / 6)
@@ -113,5 +116,5 @@ def test_metrics_by_counting() -> None:
     confusion = torch.zeros(7, 7, dtype=torch.int64)
     for label, prediction in zip(LABELS, order[:, 0], strict=True):
         confusion[label, prediction] += 2
-    assert torch.equal(total["confusion"], confusion)
+    assert torch.equal(total.confusion, confusion)
     assert not math.isnan(metrics["loss"])

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from visionmlp.data import (
     BadImageLog,
     Batch,
     EvaluationBatches,
+    ImageSource,
     Preprocessing,
     TrainingBatches,
     open_evaluation_data,
@@ -34,6 +35,7 @@ from visionmlp.models.checkpoint import (
 from visionmlp.models.registry import is_model
 from visionmlp.report.page import write_confusion, write_report
 from visionmlp.tasks.classify.config import ClassifyConfig
+from visionmlp.tasks.classify.metrics import ClassificationMetric
 from visionmlp.tasks.classify.predict import preprocessing_of
 from visionmlp.tasks.classify.task import Classification
 
@@ -139,15 +141,15 @@ def evaluate(
         return batch._replace(images=batch.images.to(like), labels=batch.labels.to(like.device))
 
     with contextlib.closing(batches):
-        sums = evaluate_task(task, model, batches, prepare=prepare)
-    metrics = task.metrics(sums)
+        metric = cast("ClassificationMetric", evaluate_task(task, model, batches, prepare=prepare))
+    metrics = metric.compute()
     return Evaluation(
         top1=metrics["top1"],
         top5=metrics["top5"],
         loss=metrics["loss"],
-        images=int(sums["images"].item()),
-        skipped=len(source) - int(sums["images"].item()),
-        confusion=sums["confusion"].cpu(),
+        images=metric.images,
+        skipped=len(source) - metric.images,
+        confusion=metric.confusion,
         class_names=info.class_names or source.class_names,
     )
 
@@ -248,9 +250,9 @@ def _train(fabric: "Fabric", config: ClassifyConfig, resume: bool) -> TrainResul
         assert isinstance(weights, Backbone)
         save_checkpoint(path, weights, class_names=class_names, preprocessing=dataclasses.asdict(preprocessing))
 
-    def keep_best(weights: nn.Module, sums: dict[str, Tensor]) -> None:
+    def keep_best(weights: nn.Module, metric: ClassificationMetric) -> None:
         write_weights(run.model, weights)
-        write_confusion(run.confusion, sums["confusion"], class_names)
+        write_confusion(run.confusion, metric.confusion, class_names)
 
     with contextlib.closing(training), contextlib.closing(evaluation):
         result = fit(
@@ -263,6 +265,7 @@ def _train(fabric: "Fabric", config: ClassifyConfig, resume: bool) -> TrainResul
             run=run,
             write_weights=write_weights,
             keep_best=keep_best,
+            data=_facts(training_source, evaluation_source),
             resume=resume,
         )
     on_rank_zero(fabric, lambda: write_report(run.path))
@@ -273,6 +276,15 @@ def _train(fabric: "Fabric", config: ClassifyConfig, resume: bool) -> TrainResul
         steps=result.steps,
         seconds=result.seconds,
     )
+
+
+def _facts(training: ImageSource, evaluation: ImageSource) -> dict[str, Any]:
+    """What a resumed run must find as it was."""
+    return {
+        "classes": training.class_names,
+        "training images": len(training),
+        "evaluation images": len(evaluation),
+    }
 
 
 def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:

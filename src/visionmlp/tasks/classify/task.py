@@ -1,18 +1,17 @@
 """Image classification: mixup and cutmix, soft or smoothed targets, top-1 and top-5."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from timm.data import Mixup
 from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
-from torch import Tensor, nn
+from torch import nn
 
 from visionmlp.data.batches import Batch
-from visionmlp.engine.task import TrainingLoss
+from visionmlp.engine.task import Task, TrainingLoss
 from visionmlp.layers.auxiliary import collect_auxiliary
-from visionmlp.tasks.classify.metrics import classification_metrics, classification_sums
+from visionmlp.tasks.classify.metrics import ClassificationMetric
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,7 +35,7 @@ class Mixing:
         return (self.mixup > 0 or self.cutmix > 0) and self.probability > 0
 
 
-class Classification:
+class Classification(Task):
     """The task of `visionmlp.engine.fit`.
 
     Args:
@@ -46,7 +45,7 @@ class Classification:
         mixing: mixup and cutmix.
     """
 
-    metric = "top1"
+    metric: ClassVar[str] = "top1"
 
     def __init__(
         self,
@@ -56,6 +55,7 @@ class Classification:
         label_smoothing: float = 0.0,
         mixing: Mixing | None = None,
     ) -> None:
+        self.num_classes = num_classes
         mixing = mixing or Mixing()
         self.mix: Mixup | None = None
         if mixing.enabled:
@@ -77,7 +77,7 @@ class Classification:
             self.loss = LabelSmoothingCrossEntropy(label_smoothing)
 
     def training_loss(self, model: nn.Module, batch: Batch) -> TrainingLoss:
-        """Mean loss over a batch, mixed by draws from NumPy's global generator, plus what parts of the model add.
+        """Loss of a batch, mixed by draws from NumPy's global generator, plus what parts of the model add.
 
         A model with routed experts adds their balance; `TrainingLoss.routing` has it as ``balance`` too.
         """
@@ -86,17 +86,18 @@ class Classification:
             images, targets = self.mix(images.clone(), targets)  # in place otherwise
         with collect_auxiliary(model) as collected:
             logits = model(images)
-        value = self.loss(logits, targets)
+        value, count = self.loss(logits, targets), len(images)
         if not collected:
-            return TrainingLoss(value=value)
+            return TrainingLoss(total=value * count, count=count)
         balance = torch.stack([part.loss for part in collected]).sum()
         routing = {name: number for part in collected for name, number in part.statistics.items()}
-        return TrainingLoss(value=value + balance, routing={"balance": balance.detach(), **routing})
+        routing = {"balance": balance.detach(), **routing}
+        return TrainingLoss(total=(value + balance) * count, count=count, routing=routing)
 
-    def evaluation_sums(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """See `visionmlp.tasks.classify.metrics.classification_sums`."""
-        return classification_sums(model(batch.images), batch.labels)
+    def new_metric(self) -> ClassificationMetric:
+        """See `ClassificationMetric`."""
+        return ClassificationMetric(self.num_classes)
 
-    def metrics(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
-        """``loss``, ``top1`` and ``top5`` (percent)."""
-        return classification_metrics(sums)
+    def evaluate(self, model: nn.Module, batch: Batch, metric: ClassificationMetric) -> None:
+        """Take a batch into the metric."""
+        metric.update(model(batch.images), batch.labels)

@@ -1,0 +1,39 @@
+"""What the processes of a run tell each other: sums and lists."""
+
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+T = TypeVar("T")
+
+
+class Processes:
+    """Sums and lists over all processes; a single process gets back what it gives.
+
+    Args:
+        fabric: launched; None for a process of its own.
+    """
+
+    def __init__(self, fabric: "Fabric | None" = None) -> None:
+        self._fabric = fabric
+        self.count = 1 if fabric is None else fabric.world_size
+        self.rank = 0 if fabric is None else fabric.global_rank
+
+    def sum(self, value: Tensor) -> Tensor:
+        """The sum over all processes, on the device of ``value``."""
+        if self._fabric is None or self.count == 1:
+            return value
+        total: Any = self._fabric.all_reduce(value.to(self._fabric.device), reduce_op="sum")
+        return total.to(value.device)
+
+    def gather(self, item: T) -> list[T]:
+        """What every process gives, by rank."""
+        if self.count == 1:
+            return [item]
+        items: list[Any] = [None] * self.count
+        torch.distributed.all_gather_object(items, item)
+        return items
