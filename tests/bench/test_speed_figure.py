@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from visionmlp.report.plots import _speed_panels, speed_figure
+from visionmlp.bench.figures import _speed_panels, speed_figure
 
 
 def row(**changes: Any) -> dict[str, Any]:

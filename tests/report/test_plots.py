@@ -1,5 +1,6 @@
 """Figures show what they are given."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +9,16 @@ import torch
 from PIL import Image
 
 from visionmlp.errors import RunFolderError
-from visionmlp.report.plots import confusion_matrix, kernel_rows, learning_curves, router_curves
+from visionmlp.report.plots import kernel_rows, router_curves
+from visionmlp.report.plots import learning_curves as curves_of
+from visionmlp.tasks.classify.figures import confusion_matrix
 
 TRAINING = [{"step": float(s), "loss": 2 / s, "lr": 0.1 / s} for s in range(1, 9)]
 EVALUATION = [{"step": float(s), "loss": 3 / s, "top1": 10.0 * s} for s in (4, 8)]
+
+
+def learning_curves(training: list[dict[str, float]], evaluation: list[dict[str, float]], path: Path) -> Path:
+    return curves_of(training, evaluation, path, metric="top1", title="Top-1")
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -25,6 +32,10 @@ def test_learning_curves_follow_the_rows(tmp_path: Path) -> None:
     third = full.shape[1] // 3
     assert (full[:, third : 2 * third] != fewer[:, third : 2 * third]).any()  # accuracy
     learning_curves([], EVALUATION, tmp_path / "c.png")  # a run shorter than an interval
+    nothing = {"step": 6.0, "loss": math.nan, "top1": math.nan}
+    with_nan = pixels(learning_curves(TRAINING, [EVALUATION[0], nothing, EVALUATION[1]], tmp_path / "d.png"))
+    assert np.array_equal(full, with_nan)
+    learning_curves(TRAINING, [nothing], tmp_path / "e.png")
 
 
 def test_router_curves_show_every_load(tmp_path: Path) -> None:

@@ -221,8 +221,8 @@ def bench(options: BenchOptions) -> int:
     import contextlib
 
     from visionmlp.bench.bench import bench, bench_table, write_csv
+    from visionmlp.bench.figures import speed_figure
     from visionmlp.files import beside
-    from visionmlp.report.plots import speed_figure
 
     if options.profile:
         return _bench_profile(options)

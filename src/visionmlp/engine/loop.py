@@ -32,7 +32,7 @@ from visionmlp.engine.optimization import (
 )
 from visionmlp.engine.processes import Processes
 from visionmlp.engine.progress import ProgressReport
-from visionmlp.engine.run_folder import RunFolder
+from visionmlp.engine.run_folder import RunFolder, best_row, score
 from visionmlp.engine.signals import stop_on_signals
 from visionmlp.engine.task import EpochData, Task
 from visionmlp.errors import InvalidConfig, RunFolderError, TrainingDiverged
@@ -316,15 +316,11 @@ class _Loop:
         return best
 
     def _score(self, metrics: Mapping[str, float]) -> float:
-        """Higher is better; a metric that is no number is worse than any other."""
-        value = metrics[self.task.metric]
-        if math.isnan(value):
-            return -math.inf
-        return -value if self.task.lower_is_better else value
+        return score(metrics, self.task.metric, lower_is_better=self.task.lower_is_better)
 
     def result(self) -> FitResult:
         """From the tables, as the best evaluation may be of an earlier session."""
-        best = max(self.run.metrics.rows(), key=self._score)
+        best = best_row(self.run.metrics.rows(), self.task.metric, lower_is_better=self.task.lower_is_better)
         metrics = {name: value for name, value in best.items() if name not in ("step", "epoch")}
         return FitResult(
             steps=self.steps,

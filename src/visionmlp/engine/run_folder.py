@@ -9,6 +9,7 @@ import csv
 import datetime
 import io
 import json
+import math
 import os
 import platform
 import subprocess
@@ -183,6 +184,19 @@ class RunFolder:
 
     def _write_sessions(self, sessions: list[dict[str, Any]]) -> None:
         write_beside(self.path / "environment.json", json.dumps(sessions, indent=2).encode())
+
+
+def score(row: Mapping[str, float], metric: str, *, lower_is_better: bool = False) -> float:
+    """The metric of a row so that higher is better; one that is no number is worse than any other."""
+    value = row[metric]
+    if math.isnan(value):
+        return -math.inf
+    return -value if lower_is_better else value
+
+
+def best_row(rows: Sequence[dict[str, float]], metric: str, *, lower_is_better: bool = False) -> dict[str, float]:
+    """The first of the evaluations with the best metric: that of the weights in ``model.safetensors``."""
+    return max(rows, key=lambda row: score(row, metric, lower_is_better=lower_is_better))
 
 
 def environment() -> dict[str, Any]:

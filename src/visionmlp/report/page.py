@@ -1,20 +1,15 @@
 """One HTML file that tells a run: numbers, figures, configuration, environment, and how to repeat it."""
 
 import base64
-import csv
 import html
-import io
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from visionmlp.engine.run_folder import RunFolder
 from visionmlp.files import write_beside
-from visionmlp.report.plots import confusion_matrix, learning_curves, router_curves
+from visionmlp.report.plots import router_curves
 
 _SHOWN_EVALUATIONS = 200
 
@@ -36,69 +31,41 @@ details {{ margin-top: 1rem; }}
 """
 
 
-def write_confusion(path: Path, confusion: Tensor, class_names: Sequence[str]) -> None:
-    """Write counts (K, K) as CSV: true classes in rows, predictions in columns, names at both.
-
-    Raises:
-        RunFolderError: if the file cannot be written.
-    """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["true \\ predicted", *class_names])
-    writer.writerows([name, *counts] for name, counts in zip(class_names, confusion.tolist(), strict=True))
-    write_beside(path, text.getvalue().encode())
-
-
-def read_confusion(path: Path) -> tuple[Tensor, list[str]]:
-    """The inverse of `write_confusion`."""
-    rows = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8"))))
-    return torch.tensor([[int(count) for count in row[1:]] for row in rows[1:]]), rows[0][1:]
-
-
-def write_report(folder: Path) -> Path:
-    """Write the figures and ``report.html`` into a run folder, from what lies in it.
-
-    Figures are ``curves.png``, ``confusion.png`` and, of a model with routed experts, ``router.png``.
+def write_page(folder: Path, *, title: str, numbers: Mapping[str, str], figures: Mapping[str, Path]) -> Path:
+    """Write ``report.html`` into a run folder, from what lies in it; of a model with routed experts ``router.png`` too.
 
     Args:
-        folder: run folder with tables, confusion matrix, configuration and environment.
+        folder: run folder with tables, configuration and environment.
+        title: what was trained on what.
+        numbers: the results to show large, by name.
+        figures: PNG files by heading.
 
     Raises:
         RunFolderError: if something cannot be written.
         MissingExtra: if matplotlib is not installed.
     """
     run = RunFolder(folder)
-    config, sessions = run.read_config(), run.read_sessions()
-    training, evaluations = run.train.rows(), run.metrics.rows()
-    curves = learning_curves(training, evaluations, folder / "curves.png")
-    matrix = confusion_matrix(*read_confusion(run.confusion), folder / "confusion.png")
-    best = max(evaluations, key=lambda row: row["top1"])
-    numbers = {
-        "top-1": f"{best['top1']:.2f} %",
-        "top-5": f"{best['top5']:.2f} %",
-        "loss": f"{best['loss']:.4f}",
-        "best step": f"{best['step']:.0f} of {evaluations[-1]['step']:.0f}",
-    }
-    sections = [
-        ("Learning curves", _image(curves)),
-        ("Confusion matrix", _image(matrix)),
-        ("Evaluations", _table(evaluations[-_SHOWN_EVALUATIONS:])),
+    config, sessions, evaluations = run.read_config(), run.read_sessions(), run.metrics.rows()
+    sections = [(heading, _image(path)) for heading, path in figures.items()]
+    if routing := run.router.rows():
+        sections.append(("Routers", _image(router_curves(routing, folder / "router.png"))))
+    sections.append(("Evaluations", _table(evaluations[-_SHOWN_EVALUATIONS:])))
+    if run.bad_images.exists():
+        text = run.bad_images.read_text(encoding="utf-8", errors="replace")  # of file names that are not UTF-8
+        sections.append(("Images left out", f"<pre>{html.escape(text)}</pre>"))
+    sections += [
         ("Configuration", _pairs(config)),
         ("Environment", "".join(_pairs(session) for session in sessions)),
         ("How to reproduce", _reproduction(sessions)),
     ]
-    if routing := run.router.rows():
-        sections.insert(1, ("Routers", _image(router_curves(routing, folder / "router.png"))))
-    if run.bad_images.exists():
-        text = run.bad_images.read_text(encoding="utf-8", errors="replace")  # of file names that are not UTF-8
-        sections.insert(-3, ("Images left out", f"<pre>{html.escape(text)}</pre>"))
     page = _PAGE.format(
-        title=html.escape(f"{config['model']} on {config['data']}"),
+        title=html.escape(title),
         numbers="".join(f"<div>{name}<b>{value}</b></div>" for name, value in numbers.items()),
-        sections="".join(f"<h2>{title}</h2>{body}" for title, body in sections),
+        sections="".join(f"<h2>{heading}</h2>{body}" for heading, body in sections),
     )
     path = folder / "report.html"
-    write_beside(path, page.encode())
+    # names of files and classes need not be valid in any encoding
+    write_beside(path, page.encode("utf-8", errors="replace"))
     return path
 
 

@@ -19,7 +19,8 @@ from visionmlp.engine.run_folder import Table
 from visionmlp.errors import DataError, InvalidConfig, RunFolderError
 from visionmlp.models.checkpoint import load_model
 from visionmlp.recipes import ClassifyConfig, evaluate, read_config, train
-from visionmlp.report.page import _reproduction, read_confusion
+from visionmlp.report.page import _reproduction
+from visionmlp.tasks.classify.figures import read_confusion
 
 EVERYTHING: dict[str, Any] = {
     "epochs": 4,

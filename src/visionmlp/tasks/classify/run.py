@@ -33,8 +33,8 @@ from visionmlp.models.checkpoint import (
     save_checkpoint,
 )
 from visionmlp.models.registry import is_model
-from visionmlp.report.page import write_confusion, write_report
 from visionmlp.tasks.classify.config import ClassifyConfig
+from visionmlp.tasks.classify.figures import write_confusion, write_report
 from visionmlp.tasks.classify.metrics import ClassificationMetric
 from visionmlp.tasks.classify.predict import preprocessing_of
 from visionmlp.tasks.classify.task import Classification

@@ -1,0 +1,114 @@
+"""What a classification run shows beside its curves: the confusion matrix, as a file and as a figure."""
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from visionmlp.engine.run_folder import RunFolder, best_row
+from visionmlp.files import write_beside
+from visionmlp.report.page import write_page
+from visionmlp.report.plots import learning_curves, new_figure, save, style
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_NAMED_CLASSES, _COUNTED_CLASSES = 40, 20
+
+
+def write_confusion(path: Path, confusion: Tensor, class_names: Sequence[str]) -> None:
+    """Write counts (K, K) as CSV: true classes in rows, predictions in columns, names at both.
+
+    Raises:
+        RunFolderError: if the file cannot be written.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["true \\ predicted", *class_names])
+    writer.writerows([name, *counts] for name, counts in zip(class_names, confusion.tolist(), strict=True))
+    write_beside(path, text.getvalue().encode())
+
+
+def read_confusion(path: Path) -> tuple[Tensor, list[str]]:
+    """The inverse of `write_confusion`."""
+    rows = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8"))))
+    return torch.tensor([[int(count) for count in row[1:]] for row in rows[1:]]), rows[0][1:]
+
+
+def confusion_matrix(confusion: Tensor, class_names: Sequence[str], path: Path) -> Path:
+    """True classes in rows, predictions in columns; shade is the share of the row.
+
+    Args:
+        confusion: counts (K, K).
+        class_names: K names; left out where there is no room.
+        path: PNG file to write.
+
+    Raises:
+        MissingExtra: if matplotlib is not installed.
+        RunFolderError: if the file cannot be written.
+    """
+    counts = confusion.double().numpy()
+    shares = counts / counts.sum(1, keepdims=True).clip(min=1)
+    classes = len(counts)
+    side = min(9.0, max(4.2, 0.38 * classes))
+    with style(**{"axes.grid": False}):
+        figure = new_figure(side + 0.9, side)
+        axes: Axes = figure.subplots()
+        # the square root lifts rare mistakes out of the background
+        image = axes.imshow(np.sqrt(shares), cmap="Blues", vmin=0, vmax=1)
+        if classes <= _NAMED_CLASSES:
+            tilted = max(map(len, class_names)) > 3
+            axes.set_xticks(
+                range(classes), class_names, rotation=40 if tilted else 0, ha="right" if tilted else "center"
+            )
+            axes.set_yticks(range(classes), class_names)
+        if classes <= _COUNTED_CLASSES:
+            for row, column in np.argwhere(counts > 0):
+                colour = "white" if shares[row, column] > 0.4 else "black"
+                axes.text(column, row, f"{counts[row, column]:.0f}", ha="center", va="center", color=colour, fontsize=8)
+        correct = 100 * counts.trace() / max(counts.sum(), 1)
+        axes.set(
+            title=f"{correct:.2f} % of {counts.sum():.0f} held-out images are right", xlabel="predicted", ylabel="true"
+        )
+        axes.spines[:].set_visible(False)
+        bar = figure.colorbar(image, ax=axes, fraction=0.045, pad=0.03, label="share of the true class")
+        ticks = (0, 0.01, 0.1, 0.25, 0.5, 1)
+        bar.set_ticks([share**0.5 for share in ticks], labels=[f"{100 * share:g} %" for share in ticks])
+        return save(figure, path)
+
+
+def write_report(folder: Path) -> Path:
+    """Write the figures and ``report.html`` into the folder of a classification run, from what lies in it.
+
+    Figures are ``curves.png``, ``confusion.png`` and, of a model with routed experts, ``router.png``.
+
+    Args:
+        folder: run folder with tables, confusion matrix, configuration and environment.
+
+    Raises:
+        RunFolderError: if something cannot be written.
+        MissingExtra: if matplotlib is not installed.
+    """
+    run = RunFolder(folder)
+    config, evaluations = run.read_config(), run.metrics.rows()
+    curves = learning_curves(
+        run.train.rows(), evaluations, folder / "curves.png", metric="top1", title="Top-1 accuracy, held out (%)"
+    )
+    matrix = confusion_matrix(*read_confusion(run.confusion), folder / "confusion.png")
+    best = best_row(evaluations, "top1")
+    return write_page(
+        folder,
+        title=f"{config['model']} on {config['data']}",
+        numbers={
+            "top-1": f"{best['top1']:.2f} %",
+            "top-5": f"{best['top5']:.2f} %",
+            "loss": f"{best['loss']:.4f}",
+            "best step": f"{best['step']:.0f} of {evaluations[-1]['step']:.0f}",
+        },
+        figures={"Learning curves": curves, "Confusion matrix": matrix},
+    )
