@@ -250,8 +250,8 @@ def curve(rows: Rows, name: str, *, factor: float = 1.0) -> tuple[list[float], l
 
 def _percent_limits(values: Sequence[float]) -> tuple[float, float]:
     """Room for the curve, but not so much zoom that noise looks like progress."""
-    low = min(values, default=0.0)
-    return (max(0.0, low - 0.1 * (100 - low) - 2), 103.0 if max(values, default=0.0) > 80 else max(values) * 1.1 + 1)
+    low, high = min(values, default=0.0), max(values, default=100.0)
+    return max(0.0, low - 0.1 * (100 - low) - 2), 103.0 if high > 80 else high * 1.1 + 1
 
 
 def _spread(size: int, count: int) -> list[int]:
