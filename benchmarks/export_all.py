@@ -17,7 +17,8 @@ from rich.console import Console
 from rich.table import Table
 
 import visionmlp
-from visionmlp.deploy.export import DTYPES, SUFFIXES, export_model
+from visionmlp.deploy.export import export_model
+from visionmlp.deploy.formats import DTYPES, SUFFIXES
 from visionmlp.errors import VisionMLPError
 from visionmlp.models.checkpoint import load_model
 from visionmlp.models.registry import variant

@@ -1,12 +1,11 @@
 import csv
 import functools
-import os
 
 import pytest
 import torch
 from torch import nn
 
-from visionmlp.bench import contenders, runners
+from visionmlp.bench import runners
 from visionmlp.bench.bench import (
     BenchError,
     Benchmark,
@@ -20,121 +19,18 @@ from visionmlp.bench.bench import (
 )
 from visionmlp.bench.runners import count_step_macs
 from visionmlp.errors import InvalidConfig
-from visionmlp.layers.fusible import reparameterize
 from visionmlp.measure.catalog import count_macs
-from visionmlp.measure.gemm import GemmRate, copy_call, gemm_calls, gemm_rate
-from visionmlp.measure.timing import Machine, TrainingStep, interleave, open_device, peak_memory
-from visionmlp.models.checkpoint import load_model, save_checkpoint
+from visionmlp.measure.gemm import GemmRate
+from visionmlp.measure.timing import Machine, TrainingStep
+from visionmlp.models.checkpoint import load_model
 
 quick = functools.partial(bench, batch_sizes=(2,), seconds=0.02, gemm_sides=(64,))
-
-
-class FakeClock:
-    """Seconds that pass only when a call says so."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-        self.log: list[str] = []
-
-    def __call__(self) -> float:
-        return self.now
-
-    def call(self, name: str, *durations: float):
-        """A call that takes the given durations, the last one from then on."""
-        remaining = list(durations)
-
-        def run() -> None:
-            self.log.append(name)
-            self.now += remaining.pop(0) if len(remaining) > 1 else remaining[0]
-
-        return run
-
-
-def test_calls_take_turns_and_the_warm_up_is_not_timed() -> None:
-    clock = FakeClock()
-    calls = {"a": clock.call("a", 9.0, 8.0, 0.5), "b": clock.call("b", 7.0, 6.0, 0.25)}
-    durations = interleave(calls, seconds=2.0, turns=2, clock=clock)
-    # a turn is one second, after one untimed call, and all are warmed up before the first
-    assert durations == {"a": [0.5] * 4, "b": [0.25] * 8}
-    assert clock.log == ["a", "b"] + ["a"] * 3 + ["b"] * 5 + ["a"] * 3 + ["b"] * 5
-
-
-def test_a_call_longer_than_its_turn_is_timed_once_per_turn() -> None:
-    clock = FakeClock()
-    durations = interleave({"slow": clock.call("slow", 5.0)}, seconds=1.0, turns=3, clock=clock)
-    assert durations == {"slow": [5.0] * 3}
-    assert len(clock.log) == 2 + 3
 
 
 def test_gemm_efficiency_of_a_matrix_product_is_one() -> None:
     # 1000 images/s of 5e6 MACs are 1e10 operations per second
     assert gemm_efficiency(5_000_000, 1000.0, 1e10) == pytest.approx(1.0)
     assert gemm_efficiency(5_000_000, 250.0, 1e10) == pytest.approx(0.25)
-
-
-def test_peak_memory_is_weights_images_and_the_largest_sum_of_live_tensors() -> None:
-    model = nn.Sequential(nn.Linear(256, 1024), nn.GELU(), nn.Linear(1024, 256)).eval()
-    images = torch.randn(512, 256)
-    weights = 4 * (2 * 256 * 1024 + 1024 + 256)
-    # input and output of the GELU
-    assert peak_memory(model, images) == weights + images.nbytes + 2 * 4 * 512 * 1024
-
-
-def test_peak_memory_of_a_training_step_holds_activations_and_gradients() -> None:
-    model = nn.Sequential(nn.Linear(256, 1024), nn.Sigmoid(), nn.Linear(1024, 256))
-    images = torch.randn(512, 256)
-    step = TrainingStep(model, model, images, 256)
-    inference, training = peak_memory(model, images), peak_memory(model, images, run=step)
-    # the sigmoid's input is gone, its output is kept; its gradient arrives while that is still there
-    assert training >= inference + sum(4 * parameter.numel() for parameter in model.parameters())
-    assert all(parameter.grad is None for parameter in model.parameters())
-
-
-def test_a_slow_call_takes_no_turns_once_its_time_is_used_up() -> None:
-    clock = FakeClock()
-    durations = interleave(
-        {"slow": clock.call("slow", 5.0), "fast": clock.call("fast", 0.25)}, seconds=5.0, clock=clock
-    )
-    assert len(durations["slow"]) == 3  # the least that a median needs
-    assert len(durations["fast"]) == 20
-
-
-def test_a_call_that_raises_is_left_out_and_the_others_go_on() -> None:
-    clock = FakeClock()
-    failing = iter([None, None, RuntimeError("out of memory")])
-
-    def fail_later() -> None:
-        clock.now += 1.0
-        if (error := next(failing)) is not None:
-            raise error
-
-    told = {}
-    durations = interleave(
-        {"bad": fail_later, "good": clock.call("good", 1.0)}, seconds=5.0, clock=clock, on_error=told.__setitem__
-    )
-    assert list(durations) == ["good"]
-    assert len(durations["good"]) == 5
-    assert str(told["bad"]) == "out of memory"
-    with pytest.raises(ZeroDivisionError):
-        interleave({"bad": lambda: 1 / 0}, seconds=1.0, clock=clock)
-
-
-def test_gemm_rate_is_the_best_of_libraries_and_sides() -> None:
-    rate = gemm_rate({("torch.matmul", 10): [1.0, 2.0, 3.0], ("torch.matmul", 20): [4.0], ("oneDNN", 10): [0.4]})
-    assert rate == GemmRate(best=5000.0, library="oneDNN", matmul=4000.0)
-    rate = gemm_rate({("torch.matmul", 10): [1.0], ("oneDNN", 10): [0.25]})
-    assert (rate.best, rate.library, rate.matmul) == (8000.0, "oneDNN", 2000.0)
-    assert "torch.matmul" in str(rate)
-
-
-def test_gemm_calls_multiply_the_same_matrices() -> None:
-    calls = gemm_calls(torch.float32, torch.device("cpu"), (16,))
-    assert {library for library, _ in calls} <= {"torch.matmul", "oneDNN"}
-    for call in calls.values():
-        product = call()
-        assert isinstance(product, torch.Tensor)
-        assert product.shape == (16, 16)
-    copy_call(torch.device("cpu"), 1024)()
 
 
 def test_every_form_runtime_dtype_and_batch_size_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,78 +150,6 @@ def test_threads_are_given_back_after_an_error() -> None:
     assert torch.get_num_threads() == before
 
 
-def test_a_model_of_any_size_stays_and_others_are_built_for_the_size() -> None:
-    rows = quick(["resmlp_test", "asmlp_test"], forms=("deploy",), input_sizes=(32, 64)).measurements
-    assert [(row.model, row.height, row.width) for row in rows] == [
-        ("resmlp_test", 32, 32),
-        ("asmlp_test", 32, 32),
-        ("resmlp_test", 64, 64),
-        ("asmlp_test", 64, 64),
-    ]
-    assert rows[2].params > rows[0].params  # token matrices
-    assert rows[3].params == rows[1].params
-    assert rows[3].macs > 3 * rows[1].macs
-
-
-def test_a_size_that_a_model_cannot_take_is_named_and_the_others_are_measured(tmp_path) -> None:
-    model, _ = load_model("mlpmixer_test")
-    save_checkpoint(tmp_path / "d.safetensors", reparameterize(model))  # type: ignore[arg-type]
-    names = ["resmlp_test", str(tmp_path / "d.safetensors")]
-    result = quick(names, forms=("deploy",), input_sizes=(32, 33, 64))
-    assert [(row.model.partition(" ")[0], row.height) for row in result.measurements] == [
-        ("resmlp_test", 32),
-        ("mlpmixer_test", 32),
-        ("resmlp_test", 64),
-    ]
-    assert list(result.failures) == ["resmlp_test at 33x33", f"{names[1]} at 33x33", f"{names[1]} at 64x64"]
-    assert "not a multiple of 8" in result.failures["resmlp_test at 33x33"]
-    assert "deploy form, which fixes its img_size" in result.failures[f"{names[1]} at 64x64"]
-
-
-def test_compare_timm_measures_the_same_architecture() -> None:
-    ours, theirs = quick(["resmlp_s12"], batch_sizes=(1,), forms=("training",), compare=("timm",)).measurements
-    assert (theirs.model, theirs.form) == ("resmlp_12_224", "timm")
-    assert (theirs.params, theirs.macs) == (ours.params, ours.macs)
-    assert ours.paper_top1 == theirs.paper_top1 == 76.6
-
-
-def test_a_model_without_a_twin_is_measured_alone() -> None:
-    assert len(quick(["repmlpnet_test"], forms=("deploy",), compare=("timm",)).measurements) == 1
-
-
-@pytest.mark.parametrize("peer", contenders.PEERS, ids=lambda peer: peer.name)
-def test_peers_cost_about_as_much_as_small_vision_mlps(peer: contenders.Peer) -> None:
-    with torch.device("meta"):
-        built = contenders.peer_contender(peer)
-    assert built.input_size == (3, peer.side, peer.side)
-    assert 1.5e9 < count_macs(built.module, built.input_size) < 5e9
-    assert 75 < peer.top1 < 83
-    assert "arXiv" in peer.source
-    assert built.paper_top1 == peer.top1
-
-
-def test_accuracies_hold_for_the_papers_size_only() -> None:
-    peer = contenders.PEERS[0]
-    with torch.device("meta"):
-        assert contenders.peer_contender(peer, 64).paper_top1 is None
-        swin = next(peer for peer in contenders.PEERS if "swin" in peer.name)
-        assert contenders.peer_contender(swin, 448).input_size == (3, 448, 448)
-    (ours,) = contenders.model_contenders("resmlp_s12", forms=("training",), side=160)
-    assert ours.paper_top1 is None
-
-
-def test_compare_peers_joins_them_in_every_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
-    tiny = contenders.Peer(name="resnet10t", family="ResNet", side=64, top1=1.0, source="")
-    monkeypatch.setattr(contenders, "PEERS", (tiny,))
-    result = quick(["resmlp_test"], forms=("deploy",), compare=("peers",), runtimes=("eager",), training=True)
-    rows = [(row.model, row.family, row.form, row.task, row.height) for row in result.measurements]
-    assert rows == [
-        ("resmlp_test", "ResMLP", "deploy", "inference", 32),
-        ("resnet10t", "ResNet", "peer", "inference", 64),
-        ("resnet10t", "ResNet", "peer", "training step", 64),
-    ]
-
-
 def test_a_contender_that_fails_is_one_line_and_the_others_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     def session_of(module, images, *, runtime, threads):
         assert (runtime, threads) == ("onnxruntime", 1)
@@ -426,12 +250,6 @@ def test_cuda_graphs_replay() -> None:
     assert len(result.measurements) == 8
 
 
-def test_device_names() -> None:
-    assert open_device("cpu").type == "cpu"
-    with pytest.raises(InvalidConfig, match="cuda:99"):
-        open_device("cuda:99")
-
-
 def measurement(**changes: object) -> Measurement:
     values: dict = {
         "model": "m",
@@ -492,9 +310,3 @@ def test_table_says_once_what_all_rows_share() -> None:
     both = table(measurement(), measurement(runtime="openvino"))
     assert "runtime" in [column.header for column in both.columns]
     assert "runtime eager" not in str(both.title)
-
-
-def test_reading_the_profiler_keeps_standard_error_clean(capfd) -> None:
-    peak_memory(nn.Linear(2, 2), torch.randn(1, 2))
-    assert capfd.readouterr().err == ""
-    assert os.environ["KINETO_LOG_LEVEL"] == "99"

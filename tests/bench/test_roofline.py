@@ -9,16 +9,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import visionmlp
-from visionmlp.bench.roofline import (
-    LayerTime,
-    Operation,
-    Profile,
-    layer_times,
-    operations,
-    profile_models,
-    profile_tables,
-    write_profiles,
-)
+from visionmlp.bench.profile_tables import profile_tables, write_profiles
+from visionmlp.bench.roofline import LayerTime, Profile, layer_times, profile_models
+from visionmlp.bench.watch import Operation, operations
 from visionmlp.deploy.certificate import randomise
 from visionmlp.errors import InvalidConfig, InvalidImageSize
 from visionmlp.layers.fusible import reparameterize

@@ -14,7 +14,8 @@ from torch._inductor.exc import InvalidCxxCompiler
 from visionmlp.bench.runners import check_runtimes
 from visionmlp.deploy import aotinductor
 from visionmlp.deploy.certificate import relative_error
-from visionmlp.deploy.export import ExportReport, _randomise, export_model, format_of
+from visionmlp.deploy.export import ExportReport, _randomise, export_model
+from visionmlp.deploy.formats import format_of
 from visionmlp.deploy.graphs import ExportError, export_program
 from visionmlp.deploy.runtimes import open_session, session_of, session_of_model
 from visionmlp.errors import CheckpointError, InvalidConfig

@@ -15,7 +15,8 @@ import visionmlp
 from visionmlp.deploy import export as module
 from visionmlp.deploy import graphs
 from visionmlp.deploy.certificate import randomise, relative_error
-from visionmlp.deploy.export import LIMIT, ExportError, export_model, format_of
+from visionmlp.deploy.export import LIMIT, ExportError, export_model
+from visionmlp.deploy.formats import format_of
 from visionmlp.deploy.graphs import dynamic_sides
 from visionmlp.deploy.runtimes import open_session
 from visionmlp.errors import InvalidConfig, InvalidImageSize

@@ -18,15 +18,9 @@ from visionmlp.deploy import runtimes
 from visionmlp.deploy.certificate import relative_error
 from visionmlp.deploy.export import _randomise, export_model
 from visionmlp.deploy.graphs import ExportError, Sides, export_program, openvino_model
-from visionmlp.deploy.runtimes import (
-    ExportMetadata,
-    SessionModel,
-    metadata_of,
-    open_session,
-    session_of,
-    session_of_model,
-    streams_for,
-)
+from visionmlp.deploy.metadata import ExportMetadata, metadata_of
+from visionmlp.deploy.runtimes import open_session, session_of, session_of_model, streams_for
+from visionmlp.deploy.session import SessionModel
 from visionmlp.errors import CheckpointError, InvalidConfig, InvalidImageSize, MissingExtra
 from visionmlp.layers.fusible import reparameterize
 from visionmlp.layers.moe import assign_places

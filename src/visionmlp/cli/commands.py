@@ -28,7 +28,7 @@ from visionmlp.errors import require
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from visionmlp.deploy.runtimes import SessionModel
+    from visionmlp.deploy.session import SessionModel
     from visionmlp.models.backbone import Backbone
     from visionmlp.models.checkpoint import CheckpointInfo
 
@@ -164,9 +164,10 @@ def deploy(options: DeployOptions) -> int:
 
 def export(options: ExportOptions) -> int:
     """Write an exported file and print how closely its runtime reproduces the model."""
-    from visionmlp.deploy.export import RUNNERS, export_model
+    from visionmlp.deploy.export import export_model
+    from visionmlp.deploy.formats import RUNNERS
     from visionmlp.deploy.quantize import calibration_images
-    from visionmlp.tasks.classify.predict import preprocessing_of
+    from visionmlp.deploy.session import preprocessing_of
 
     if options.batch != "dynamic" and not options.batch.isdecimal():
         raise UsageError(f"--batch takes 'dynamic' or a number, got {options.batch!r}")
@@ -263,7 +264,8 @@ def bench(options: BenchOptions) -> int:
 def _bench_profile(options: BenchOptions) -> int:
     from contextlib import nullcontext
 
-    from visionmlp.bench.roofline import profile_models, profile_tables, write_profiles
+    from visionmlp.bench.profile_tables import profile_tables, write_profiles
+    from visionmlp.bench.roofline import profile_models
     from visionmlp.files import beside
 
     if options.runtime != ("eager",) or options.training or "int8" in options.dtype or options.plot:
@@ -453,7 +455,8 @@ def _load_served(options: ServedOptions) -> "tuple[Backbone | SessionModel, Chec
     """The same, in the runtime that the options name."""
     import torch
 
-    from visionmlp.deploy.runtimes import RUNTIMES, SessionModel, check_threads, open_session, session_of_model
+    from visionmlp.deploy.runtimes import RUNTIMES, check_threads, open_session, session_of_model
+    from visionmlp.deploy.session import SessionModel
 
     path = Path(options.model)
     check_threads(options.threads)

@@ -10,11 +10,10 @@ from rich.text import Text
 
 from visionmlp.cli.options import EvalOptions
 from visionmlp.cli.parser import UsageError
-from visionmlp.deploy.runtimes import SessionModel
+from visionmlp.deploy.session import SessionModel, preprocessing_of
 from visionmlp.measure.timing import open_device
 from visionmlp.models.backbone import Backbone
 from visionmlp.models.checkpoint import CheckpointInfo
-from visionmlp.tasks.classify.predict import preprocessing_of
 from visionmlp.tasks.classify.run import evaluate, read_config
 
 

@@ -1,13 +1,12 @@
 """Export to ONNX, OpenVINO, PyTorch's program, machine code or a checkpoint; each file is run and compared before it
 appears."""
 
-import contextlib
 import copy
 import dataclasses
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Literal, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from visionmlp.deploy.aotinductor import compile_package
 from visionmlp.deploy.certificate import randomise, relative_error
+from visionmlp.deploy.formats import RUNNERS, SUFFIXES, Form, Format, check_options, format_of
 from visionmlp.deploy.graphs import (
     Batch,
     ExportError,
@@ -25,48 +25,16 @@ from visionmlp.deploy.graphs import (
     onnx_program,
     openvino_model,
 )
+from visionmlp.deploy.metadata import Dtype, ExportMetadata, metadata_of
 from visionmlp.deploy.quantize import quantize_onnx, quantize_openvino
-from visionmlp.deploy.runtimes import (
-    Call,
-    Dtype,
-    ExportMetadata,
-    metadata_of,
-    open_session,
-    save_onnx,
-    save_openvino,
-    save_program,
-)
+from visionmlp.deploy.runtimes import open_session
+from visionmlp.deploy.session import Call
+from visionmlp.deploy.writing import save_onnx, save_openvino, save_program, whole_output
 from visionmlp.errors import InvalidConfig
-from visionmlp.files import OutputError, beside
 from visionmlp.layers.fusible import is_training_form, reparameterize
 from visionmlp.models.backbone import Backbone
 from visionmlp.models.checkpoint import CheckpointInfo, load_checkpoint, save_checkpoint
 
-Format = Literal["onnx", "openvino", "pt2", "aotinductor", "safetensors"]
-Form = Literal["deploy", "training"]
-
-SUFFIXES: dict[Format, str] = {
-    "onnx": ".onnx",
-    "openvino": ".xml",
-    "pt2": ".pt2",
-    "aotinductor": ".pt2",
-    "safetensors": ".safetensors",
-}
-"""The first format of a suffix is meant where none is given."""
-DTYPES: dict[Format, tuple[Dtype, ...]] = {
-    "onnx": ("float32", "fp16", "int8"),  # ONNX Runtime has no bfloat16 products on CPUs
-    "openvino": ("float32", "bf16", "fp16", "int8"),
-    "pt2": ("float32", "bf16", "fp16"),
-    "aotinductor": ("float32", "bf16"),  # half precision was not tried
-    "safetensors": ("float32", "bf16", "fp16"),
-}
-RUNNERS: dict[Format, str] = {
-    "onnx": "ONNX Runtime",
-    "openvino": "OpenVINO",
-    "pt2": "torch.export's program",
-    "aotinductor": "AOTInductor's machine code",
-    "safetensors": "the checkpoint read back",
-}
 _TORCH_DTYPES: dict[Dtype, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 LIMIT = 1e-4
@@ -120,25 +88,7 @@ class ExportReport:
     sides: Sides | None
     agreement: Agreement | None
     files: list[Path]
-
-
-def format_of(output: Path, format: Format | None) -> Format:
-    """The format that is asked for, by default that of the output's suffix.
-
-    Raises:
-        OutputError: if the suffix is another format's, or none.
-    """
-    if format is None:
-        known: dict[str, Format] = {suffix: name for name, suffix in reversed(SUFFIXES.items())}
-        if output.suffix not in known:
-            raise OutputError(
-                f"{output} must end in {', '.join(dict.fromkeys(SUFFIXES.values()))}, which name the formats "
-                f"{', '.join(known[suffix] for suffix in dict.fromkeys(SUFFIXES.values()))}"
-            )
-        return known[output.suffix]
-    if output.suffix != SUFFIXES[format]:
-        raise OutputError(f"{output} must end in {SUFFIXES[format]} for --format {format}")
-    return format
+    """The output, then what belongs to it."""
 
 
 def export_model(
@@ -186,7 +136,7 @@ def export_model(
     """
     output = Path(output)
     format = format_of(output, format)
-    _check_options(format, batch, dynamic_size, dtype, calibration is not None, opset)
+    check_options(format, batch, dynamic_size, dtype, calibration is not None, opset)
     if form == "training" and not is_training_form(model):
         raise InvalidConfig(f"{info.source} is in deploy form; its training form cannot be recovered")
     sides = dynamic_sides(model) if dynamic_size else None
@@ -196,25 +146,26 @@ def export_model(
     if next(model.parameters()).dtype != torch.float32:
         model = copy.deepcopy(model).float()
     plan = _Plan(info=info, format=format, form=form, batch=batch, sides=sides, dtype=dtype, opset=opset)
-    with _output(output, format, force) as partial:
+    companions = [".bin"] if format == "openvino" else []
+    with whole_output(output, force=force, suffix=SUFFIXES[format], companions=companions) as staged:
         random_checks: list[Check] = []
         if not fresh and format != "safetensors":
             twin = copy.deepcopy(model)
             _randomise(twin)
             with tempfile.TemporaryDirectory() as folder:
                 random_checks = plan.write(twin, Path(folder) / f"twin{output.suffix}")
-        checks = plan.write(model, partial)
+        checks = plan.write(model, staged)
         agreement = None
         if calibration is not None:
-            agreement = plan.quantise(model, partial, calibration)
-    files = [output, output.with_suffix(".bin")] if format == "openvino" else [output]
+            agreement = plan.quantise(model, staged, calibration)
+        beside = sorted(path for path in staged.parent.iterdir() if path != staged)
     return ExportReport(
         format=format,
         checks=checks,
         random_checks=random_checks,
         sides=sides,
         agreement=agreement,
-        files=files,
+        files=[output, *(output.with_name(path.name) for path in beside)],
     )
 
 
@@ -335,27 +286,6 @@ def _randomise(model: Backbone) -> None:
                 parameter.mul_(DAMPING)
 
 
-def _check_options(
-    format: Format, batch: Batch, dynamic_size: bool, dtype: Dtype, calibration: bool, opset: int | None
-) -> None:
-    if batch != "dynamic" and batch < 1:
-        raise InvalidConfig(f"batch must be 'dynamic' or at least 1, got {batch}")
-    if dtype not in DTYPES[format]:
-        able = [name for name, dtypes in DTYPES.items() if dtype in dtypes]
-        raise InvalidConfig(
-            f"{dtype} cannot run in {format} files here; use the format {' or '.join(able)}, "
-            f"or the dtype {' or '.join(DTYPES[format])}"
-        )
-    if opset is not None and format != "onnx":
-        raise InvalidConfig(f"opset is for ONNX; leave it out for {format}")
-    if format == "safetensors" and (batch != "dynamic" or dynamic_size):
-        raise InvalidConfig("a checkpoint takes what the model takes; leave out batch and dynamic size")
-    if (dtype == "int8") != calibration:
-        raise InvalidConfig(
-            "int8 needs calibration images" if dtype == "int8" else f"calibration is for int8; leave it out for {dtype}"
-        )
-
-
 def _opened(path: Path, format: Format) -> Call:
     """What a written file computes."""
     if format != "safetensors":
@@ -378,27 +308,3 @@ def _agreement(exact: np.ndarray, quantised: np.ndarray) -> Agreement:
         top1=100 * float((exact.argmax(1) == quantised.argmax(1)).mean()),
         correlation=float((centred[0] * centred[1]).sum()) / max(norms[0] * norms[1], np.finfo(np.float32).tiny),
     )
-
-
-@contextlib.contextmanager
-def _output(output: Path, format: Format, force: bool) -> Iterator[Path]:
-    """The file that takes the output's place in the end; for OpenVINO with its weights."""
-    if format != "openvino":
-        with beside(output, force=force, suffix=SUFFIXES[format]) as partial:
-            yield partial
-        return
-    weights = output.with_suffix(".bin")
-    renamed = False
-    try:
-        with beside(output, force=force, suffix=SUFFIXES[format]) as partial:
-            # renamed first: without its description a file of weights is no model
-            with beside(weights, force=force) as partial_weights:
-                assert partial_weights == partial.with_suffix(".bin")
-                yield partial
-                # at no time may an old description stand beside new weights
-                output.unlink(missing_ok=True)
-            renamed = True
-        renamed = False
-    finally:
-        if renamed:
-            weights.unlink(missing_ok=True)

@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import io
 import logging
-import math
 import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
@@ -18,7 +17,6 @@ from torch.export import Dim, ExportedProgram
 
 from visionmlp.errors import InvalidConfig, VisionMLPError, require
 from visionmlp.models.backbone import Backbone
-from visionmlp.models.hiremlp import HireMLPConfig
 
 if TYPE_CHECKING:
     import openvino
@@ -57,8 +55,7 @@ class Sides:
 def dynamic_sides(model: Backbone) -> Sides:
     """Image sides that one graph of this model can take.
 
-    Multiples of the last stride: padding that depends on the rest would be fixed when the graph is made. For Hire-MLP
-    also of its regions, so that every region is full.
+    Multiples of the model's step: padding that depends on the rest would be fixed when the graph is made.
 
     Raises:
         InvalidConfig: for a model that takes one size, and for windows.
@@ -73,9 +70,7 @@ def dynamic_sides(model: Backbone) -> Sides:
             f"{model.name} takes larger images in windows, whose number a graph has to know; "
             "leave out dynamic size and build the model with the img_size that it will see"
         )
-    step = model.strides[-1]
-    if isinstance(model.config, HireMLPConfig):
-        step = math.lcm(*(stride * size for stride, size in zip(model.strides, model.config.region_sizes, strict=True)))
+    step = model.size_step
     return Sides(step=step, least=step * -(-max(2 * model.strides[-1], model.least_side) // step))
 
 

@@ -1,4 +1,4 @@
-"""Exported models at work: ONNX Runtime, OpenVINO, PyTorch and AOTInductor behind one call."""
+"""What runs exported models: ONNX Runtime, OpenVINO, PyTorch and AOTInductor, from a file or a model in memory."""
 
 import contextlib
 import copy
@@ -9,9 +9,9 @@ import logging
 import os
 import threading
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import torch
@@ -19,20 +19,13 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from visionmlp.deploy import aotinductor
-from visionmlp.deploy.graphs import (
-    Batch,
-    ExportError,
-    Sides,
-    example_images,
-    export_program,
-    onnx_program,
-    openvino_model,
-    quiet,
-)
-from visionmlp.errors import CheckpointError, InvalidConfig, InvalidImageSize, require
+from visionmlp.deploy.graphs import ExportError, example_images, export_program, onnx_program, openvino_model
+from visionmlp.deploy.metadata import PROGRAM_ENTRY, RT_INFO_KEY, Dtype, ExportMetadata, metadata_of
+from visionmlp.deploy.session import Call, Session
+from visionmlp.errors import CheckpointError, InvalidConfig, require
 from visionmlp.layers.fusible import reparameterize
-from visionmlp.models.backbone import Backbone, size_text
-from visionmlp.models.checkpoint import CheckpointInfo, default_preprocessing
+from visionmlp.models.backbone import Backbone
+from visionmlp.models.checkpoint import CheckpointInfo
 
 if TYPE_CHECKING:
     import openvino
@@ -43,9 +36,6 @@ ExportedRuntime = Literal["onnxruntime", "openvino", "aotinductor"]
 """What runs a graph instead of PyTorch's operators."""
 GraphRuntime = Literal["onnxruntime", "openvino", "aotinductor", "pt2"]
 """What runs a graph made in memory; "pt2" is PyTorch with its own exported program."""
-Dtype = Literal["float32", "bf16", "fp16", "int8"]
-"""What the products of a file are computed in, or its weights are stored in."""
-
 RUNTIMES: dict[str, tuple[Runtime, ...]] = {
     ".onnx": ("onnxruntime", "openvino"),
     ".xml": ("openvino",),
@@ -53,171 +43,6 @@ RUNTIMES: dict[str, tuple[Runtime, ...]] = {
 }
 """By the suffix of a file, what can run it; the first does unless another is asked for. A ``.pt2`` file is either a
 program or machine code, which nobody shall run without knowing."""
-
-_KEY = "visionmlp"
-_PT2_METADATA = "visionmlp.json"
-
-Call = Callable[[np.ndarray], np.ndarray]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ExportMetadata:
-    """What an exported file says about itself."""
-
-    model: str
-    """Variant name."""
-    form: Literal["training", "deploy"]
-    dtype: Dtype
-    num_classes: int
-    class_names: list[str] | None
-    preprocessing: dict[str, Any]
-    """See `CheckpointInfo`."""
-    input_size: tuple[int, int, int]
-    """(C, H, W) that the model was built for."""
-    batch: Batch
-    """The one batch size, or "dynamic"."""
-    sides: Sides | None
-    """Of a graph that takes other sizes too."""
-
-    def to_text(self) -> dict[str, str]:
-        """One string for each field; all but names as JSON."""
-        plain = dataclasses.asdict(self)
-        return {key: value if isinstance(value, str) else json.dumps(value) for key, value in plain.items()}
-
-    @classmethod
-    def from_text(cls, text: Mapping[str, str], path: Path) -> "ExportMetadata":
-        """The inverse of `to_text`.
-
-        Raises:
-            CheckpointError: if a field is missing or makes no sense.
-        """
-        if "model" not in text or "preprocessing" not in text:
-            raise CheckpointError(f"{path} was not written by visionmlp export: it does not say which model it holds")
-        try:
-            batch, sides = text["batch"], json.loads(text["sides"])
-            names = json.loads(text["class_names"])
-            metadata = cls(
-                model=text["model"],
-                form=cast("Any", text["form"]),
-                dtype=cast("Any", text["dtype"]),
-                num_classes=int(text["num_classes"]),
-                class_names=None if names is None else [str(name) for name in names],
-                preprocessing=dict(json.loads(text["preprocessing"])),
-                input_size=cast("Any", tuple(int(side) for side in json.loads(text["input_size"]))),
-                batch="dynamic" if batch == "dynamic" else int(batch),
-                sides=None if sides is None else Sides(step=int(sides["step"]), least=int(sides["least"])),
-            )
-            counted = metadata.class_names is None or len(metadata.class_names) == metadata.num_classes
-            if len(metadata.input_size) != 3 or not counted or metadata.batch in (0, -1):
-                raise ValueError("a value does not fit")
-        except (ValueError, TypeError, KeyError) as error:
-            raise CheckpointError(f"{path} has damaged metadata") from error
-        return metadata
-
-    def info(self, source: str) -> CheckpointInfo:
-        """The same as a checkpoint says it."""
-        return CheckpointInfo(
-            model=self.model,
-            form=self.form,
-            class_names=self.class_names,
-            preprocessing=self.preprocessing,
-            source=source,
-        )
-
-
-class RuntimeSession(Protocol):
-    """A model outside of eager PyTorch."""
-
-    @property
-    def metadata(self) -> ExportMetadata:
-        """What it says about itself."""
-        ...
-
-    def __call__(self, images: np.ndarray) -> np.ndarray:
-        """(B, C, H, W) float32 to logits (B, classes) float32."""
-        ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Session:
-    """A graph in a runtime; takes any number of images, also where the graph has one batch size."""
-
-    metadata: ExportMetadata
-    call: Call
-    """For images that the graph takes as they are."""
-
-    def __call__(self, images: np.ndarray) -> np.ndarray:
-        """(B, C, H, W) float32 to logits (B, classes) float32.
-
-        Of a graph with one batch size, batches are cut and the last is filled up with zeros.
-
-        Raises:
-            InvalidImageSize: for images of another size than the graph takes.
-            ExportError: if the runtime fails.
-        """
-        self._check(images)
-        images = np.ascontiguousarray(images, dtype=np.float32)
-        batch = self.metadata.batch
-        if batch == "dynamic" or len(images) == batch:
-            return self.call(images)
-        parts = []
-        for start in range(0, len(images), batch):
-            part = images[start : start + batch]
-            filled = np.concatenate([part, np.zeros((batch - len(part), *part.shape[1:]), np.float32)])
-            parts.append(self.call(filled)[: len(part)])
-        return np.concatenate(parts)
-
-    def _check(self, images: np.ndarray) -> None:
-        channels, *size = self.metadata.input_size
-        sides = self.metadata.sides
-        fits = images.ndim == 4 and len(images) > 0 and images.shape[1] == channels
-        if sides is None:
-            fits, works = fits and images.shape[2:] == tuple(size), size_text(size)
-        else:
-            fits = fits and all(map(sides.fits, images.shape[2:]))
-            works = f"multiples of {sides.step} from {sides.least} on"
-        if not fits:
-            raise InvalidImageSize(
-                f"this file of {self.metadata.model} takes images of {channels} channels and {works}, "
-                f"got {images.shape}"
-            )
-
-
-class SessionModel(nn.Module):
-    """A session as a module, for what evaluates models; without gradient.
-
-    Args:
-        session: from `open_session`.
-    """
-
-    def __init__(self, session: RuntimeSession) -> None:
-        super().__init__()
-        self.session = session
-        self.num_classes = session.metadata.num_classes
-        self.in_chans = session.metadata.input_size[0]
-        self.like = nn.Parameter(torch.empty(0), requires_grad=False)
-        """Tells dtype and device of the images."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) to logits (B, classes)."""
-        return torch.from_numpy(self.session(images.numpy()))
-
-
-def metadata_of(
-    model: Backbone, info: CheckpointInfo, *, dtype: Dtype, batch: Batch, sides: Sides | None, form: str
-) -> ExportMetadata:
-    """What an export of a model says about itself."""
-    return ExportMetadata(
-        model=info.model,
-        form=cast("Any", form),
-        dtype=dtype,
-        num_classes=model.num_classes,
-        class_names=info.class_names,
-        preprocessing=dict(info.preprocessing or default_preprocessing(model)),
-        input_size=(model.in_chans, *model.config.img_size),
-        batch=batch,
-        sides=sides,
-    )
 
 
 def open_session(path: Path, *, runtime: Runtime | None = None, threads: int | None = None) -> Session:
@@ -271,13 +96,7 @@ def session_of(model: nn.Module, images: Tensor, *, runtime: GraphRuntime, threa
     streams = streams_for(len(images), threads) if runtime == "openvino" else 1
     batch = len(images) // streams
     program = export_program(copy.deepcopy(model).float() if half else model, images[:batch].float(), batch=batch)
-    if runtime == "pt2":
-        return _torch_call(program.module(), threads)
-    if runtime == "aotinductor":
-        return _torch_call(aotinductor.compile_in_memory(program), threads)
-    if runtime == "onnxruntime":
-        return _onnx_call(_onnx_session(_onnx_bytes(program), threads))
-    return openvino_call(openvino_model(program), "bf16" if half else "float32", threads, streams=streams)
+    return _call_of(program, runtime, dtype="bf16" if half else "float32", threads=threads, streams=streams)
 
 
 def session_of_model(
@@ -298,34 +117,22 @@ def session_of_model(
     check_threads(threads)
     deployed = copy.deepcopy(cast("Backbone", reparameterize(model))).float()
     program = export_program(deployed, example_images(deployed, "dynamic", None), batch="dynamic")
-    if runtime == "onnxruntime":
-        call = _onnx_call(_onnx_session(_onnx_bytes(program), threads))
-    elif runtime == "aotinductor":
-        call = _torch_call(aotinductor.compile_in_memory(program), threads)
-    else:
-        call = _openvino_call_of_any_batch(openvino_model(program), "float32", threads)
+    call = _call_of(program, runtime, dtype="float32", threads=threads)
     metadata = metadata_of(model, info, dtype="float32", batch="dynamic", sides=None, form="deploy")
     return Session(metadata, call)
 
 
-def save_program(program: ExportedProgram, path: Path, metadata: ExportMetadata) -> None:
-    """Write PyTorch's graph."""
-    with quiet(), path.open("wb") as file:
-        torch.export.save(program, file, extra_files={_PT2_METADATA: json.dumps(metadata.to_text())})
-
-
-def save_onnx(program: torch.onnx.ONNXProgram, path: Path, metadata: ExportMetadata) -> None:
-    """Write an ONNX graph as one file, with the metadata in its ``metadata_props``."""
-    program.model.metadata_props.update(metadata.to_text())
-    program.save(path, external_data=False)
-
-
-def save_openvino(model: "openvino.Model", path: Path, metadata: ExportMetadata) -> None:
-    """Write an OpenVINO model, ``.xml`` and ``.bin``, with the metadata in its ``rt_info``."""
-    openvino = require("openvino", extra="openvino")
-    for key, value in metadata.to_text().items():
-        model.set_rt_info(value, [_KEY, key])
-    openvino.save_model(model, path, compress_to_fp16=metadata.dtype == "fp16")
+def _call_of(
+    program: ExportedProgram, runtime: GraphRuntime, *, dtype: Dtype, threads: int | None, streams: int = 1
+) -> Call:
+    """A graph in a runtime, without a file; ``dtype`` and ``streams`` are OpenVINO's, as in `openvino_call`."""
+    if runtime == "pt2":
+        return _torch_call(program.module(), threads)
+    if runtime == "aotinductor":
+        return _torch_call(aotinductor.compile_in_memory(program), threads)
+    if runtime == "onnxruntime":
+        return _onnx_call(_onnx_session(_onnx_bytes(program), threads))
+    return _openvino_call(openvino_model(program), dtype, threads, streams)
 
 
 def check_threads(threads: int | None) -> None:
@@ -394,13 +201,13 @@ def _open_openvino(path: Path, threads: int | None) -> Session:
     core = _core()
     try:
         model = core.read_model(path)
-        group = "framework" if path.suffix == ".onnx" else _KEY
+        group = "framework" if path.suffix == ".onnx" else RT_INFO_KEY
         keys = [field.name for field in dataclasses.fields(ExportMetadata) if model.has_rt_info([group, field.name])]
         text = {key: str(model.get_rt_info([group, key]).value) for key in keys}
     except (RuntimeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"OpenVINO cannot load {path}: {_last_line(error)}") from error
     metadata = ExportMetadata.from_text(text, path)
-    return Session(metadata, _openvino_call_of_any_batch(model, metadata.dtype, threads))
+    return Session(metadata, _openvino_call(model, metadata.dtype, threads))
 
 
 def openvino_call(model: "openvino.Model", dtype: Dtype, threads: int | None, *, streams: int = 1) -> Call:
@@ -454,10 +261,10 @@ def openvino_call(model: "openvino.Model", dtype: Dtype, threads: int | None, *,
     return call
 
 
-def _openvino_call_of_any_batch(model: "openvino.Model", dtype: Dtype, threads: int | None) -> Call:
-    """`openvino_call` that divides large batches; it then compiles the graph once more."""
+def _openvino_call(model: "openvino.Model", dtype: Dtype, threads: int | None, streams: int = 1) -> Call:
+    """`openvino_call`; of any batch size it divides large ones by itself, and then compiles the graph once more."""
     if not model.inputs[0].partial_shape[0].is_dynamic:
-        return openvino_call(model, dtype, threads)
+        return openvino_call(model, dtype, threads, streams=streams)
     whole = openvino_call(model, dtype, threads)
     divided = functools.cache(lambda streams: openvino_call(model, dtype, threads, streams=streams))
 
@@ -515,7 +322,7 @@ def _open_pt2(path: Path, *, compiled: bool, threads: int | None) -> Session:
 
 def _load_program(path: Path) -> tuple[ExportedProgram, dict[str, str]]:
     """Program and metadata of a ``.pt2`` file, without unpickling anything but tensors."""
-    extra_files = {_PT2_METADATA: ""}
+    extra_files = {PROGRAM_ENTRY: ""}
     logger = logging.getLogger("torch.export")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
@@ -527,7 +334,7 @@ def _load_program(path: Path) -> tuple[ExportedProgram, dict[str, str]]:
             if any("custom_obj" in name or "opaque_obj" in name for name in archive.namelist()):
                 raise CheckpointError(f"{path} holds pickled objects, which could run code; it was not loaded")
         program = torch.export.load(path, extra_files=extra_files)
-        text = dict(json.loads(extra_files[_PT2_METADATA] or "{}"))
+        text = dict(json.loads(extra_files[PROGRAM_ENTRY] or "{}"))
     except CheckpointError:
         raise
     except Exception as error:  # on damaged archives PyTorch raises whatever comes first

@@ -45,7 +45,15 @@ def deployed_block(spatial: nn.Module, channel: nn.Module) -> nn.Sequential:
     return nn.Sequential(OrderedDict(spatial=spatial, channel=channel))
 
 
-class ProjectedMixer(nn.Module, ABC):
+class ResidualMixer(nn.Module):
+    """A spatial mixer of a deploy form. Layout (B, H, W, C)."""
+
+    def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
+        """``residual + self(x)``, all (B, H, W, C)."""
+        return self(x).add_(residual)
+
+
+class ProjectedMixer(ResidualMixer, ABC):
     """A spatial mixer that ends with a linear layer: ``proj(mix(x))``. Layout (B, H, W, C)."""
 
     proj: nn.Linear
@@ -58,11 +66,15 @@ class ProjectedMixer(nn.Module, ABC):
         """(B, H, W, C) to (B, H, W, C)."""
         return self.proj(self.mix(x))
 
+    def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
+        """The sum as part of the product."""
+        return add_linear(residual, self.mix(x), self.proj)
+
 
 class DeployedResidual(nn.Module):
     """Residual part of a deploy form, ``x + mixer(norm(x))``, computed batch-first. Layout (B, H, W, C)."""
 
-    def __init__(self, norm: nn.Module, mixer: nn.Module) -> None:
+    def __init__(self, norm: nn.Module, mixer: ResidualMixer) -> None:
         super().__init__()
         self.norm = norm
         self.mixer = mixer
@@ -71,6 +83,4 @@ class DeployedResidual(nn.Module):
         """(B, H, W, C) to (B, H, W, C)."""
         # embeddings give a view of another memory order, which every later sum would keep
         x = x.contiguous()
-        if isinstance(self.mixer, ProjectedMixer):
-            return add_linear(x, self.mixer.mix(self.norm(x)), self.mixer.proj)
-        return self.mixer(self.norm(x)).add_(x)
+        return self.mixer.add_to(x, self.norm(x))

@@ -202,6 +202,11 @@ class Backbone(nn.Module):
         """How positions become one vector."""
         return self.config.global_pool
 
+    @property
+    def size_step(self) -> int:
+        """Pixels: where both sides of an image are multiples of it, no padding depends on its size."""
+        return self.strides[-1]
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_chans, H, W) to logits (B, num_classes)."""
         return self.forward_head(self.forward_features(x))

@@ -21,7 +21,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from visionmlp.layers.block import Block, DeployedResidual, ProjectedMixer, deployed_block
+from visionmlp.layers.block import Block, DeployedResidual, ProjectedMixer, ResidualMixer, deployed_block
 from visionmlp.layers.channel_mlp import ChannelMLP, DeployedMapMLP
 from visionmlp.layers.fusible import Fusible, linear, parameter
 from visionmlp.layers.linear import Linear
@@ -189,7 +189,7 @@ class JointInput(nn.Module):
         return JointInput(moves[0] + moves[1]), torch.stack(rows), torch.stack([*biases, torch.zeros_like(biases[0])])
 
 
-class DeployedCycleSum(nn.Module):
+class DeployedCycleSum(ResidualMixer):
     """Deploy form of a `CycleMixer` without reweighting: one linear layer on the joint input."""
 
     def __init__(self, inputs: JointInput, fc: nn.Linear) -> None:
@@ -210,7 +210,7 @@ class DeployedCycleSum(nn.Module):
         return DeployedCycleSum(inputs, folded)
 
 
-class DeployedCycleMixer(nn.Module):
+class DeployedCycleMixer(ResidualMixer):
     """Deploy form of a `CycleMixer` on a map with more positions than the joint input has channels.
 
     All layers but the reweighting are linear, so the mean of the joint input gives the weights of the branches, and the
@@ -281,7 +281,7 @@ class CycleBlock(Block, Fusible):
         spatial = DeployedResidual(self.norm1, self._deployed_mixer(self.spatial))
         return deployed_block(spatial, DeployedMapMLP(self.norm2, self.channel.fc1, self.channel.act, self.channel.fc2))
 
-    def _deployed_mixer(self, mixer: CycleMixer) -> nn.Module:
+    def _deployed_mixer(self, mixer: CycleMixer) -> ResidualMixer:
         if isinstance(mixer.reweight, PlainSum):
             return DeployedCycleSum.fold(mixer)
         deployed = DeployedCycleMixer.fold(mixer)

@@ -10,6 +10,7 @@ Layout (B, H, W, C).
 """
 
 import dataclasses
+import math
 import re
 
 import torch
@@ -324,6 +325,11 @@ class HireMLP(FusibleBackbone):
             feature_norms=[MapBatchNorm(dim) for dim in dims] if config.feature_norms else [],
         )
         self.apply(self._initialise)
+
+    @property
+    def size_step(self) -> int:
+        """Multiples of it also fill every region."""
+        return math.lcm(*(stride * size for stride, size in zip(self.strides, self.config.region_sizes, strict=True)))
 
     def init_classifier(self, layer: nn.Linear) -> None:
         """Truncated normal of deviation 0.02, zero bias, like every other layer."""

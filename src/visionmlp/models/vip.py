@@ -103,6 +103,7 @@ class PermutatorBlock(Block, Fusible):
 
     def fused(self) -> nn.Module:
         """Two residual parts. The first norm stays whole: all segments share a matrix, but each has its own scales."""
+        assert isinstance(self.spatial, PermuteMLP)
         assert isinstance(self.channel, ChannelMLP)
         norm, scale, shift = split_affine(self.norm2)
         return deployed_block(

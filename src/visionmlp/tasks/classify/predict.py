@@ -16,11 +16,11 @@ from timm.data import ImageNetInfo, create_transform
 from timm.data.readers.img_extensions import get_img_extensions
 from torch import Tensor
 
-from visionmlp.deploy.runtimes import SessionModel
-from visionmlp.errors import CheckpointError, InvalidConfig
+from visionmlp.deploy.session import SessionModel, preprocessing_of
+from visionmlp.errors import InvalidConfig
 from visionmlp.measure.timing import open_device
 from visionmlp.models.backbone import Backbone
-from visionmlp.models.checkpoint import CheckpointInfo, default_preprocessing
+from visionmlp.models.checkpoint import CheckpointInfo
 
 STDIN = "-"
 
@@ -66,30 +66,6 @@ def class_names_of(model: Backbone | SessionModel, info: CheckpointInfo) -> list
         imagenet = ImageNetInfo()
         return [imagenet.index_to_description(index) for index in range(1000)]
     return [f"class {index}" for index in range(model.num_classes)]
-
-
-def preprocessing_of(model: Backbone | SessionModel, info: CheckpointInfo) -> dict[str, Any]:
-    """Arguments of ``timm.data.create_transform``: the checkpoint's, or those of the published weights.
-
-    Raises:
-        CheckpointError: if they do not fit the model's channels.
-        InvalidConfig: if no image file has the model's channels.
-    """
-    channels = model.in_chans
-    if channels not in (1, 3):
-        raise InvalidConfig(f"{info.model} takes {channels} channels; an image file gives 1 or 3")
-    preprocessing = info.preprocessing
-    if not preprocessing:
-        assert isinstance(model, Backbone)  # an exported file always has some
-        preprocessing = default_preprocessing(model)
-    for key in ("mean", "std"):
-        values = preprocessing.get(key, ())
-        if len(values) != channels:
-            raise CheckpointError(
-                f"{info.source}: its preprocessing has {len(values)} values of {key}, "
-                f"but the model takes {channels} channels"
-            )
-    return preprocessing
 
 
 def predict(

@@ -21,7 +21,7 @@ from visionmlp.data import (
 )
 from visionmlp.data.batches import EpochOrder
 from visionmlp.data.policy import OnBadImage
-from visionmlp.deploy.runtimes import SessionModel
+from visionmlp.deploy.session import SessionModel, preprocessing_of
 from visionmlp.engine import RunFolder, fit, launch, on_rank_zero
 from visionmlp.engine import evaluate as evaluate_task
 from visionmlp.errors import DataError, InvalidConfig, require
@@ -36,7 +36,6 @@ from visionmlp.models.registry import is_model
 from visionmlp.tasks.classify.config import ClassifyConfig
 from visionmlp.tasks.classify.figures import write_confusion, write_report
 from visionmlp.tasks.classify.metrics import ClassificationMetric
-from visionmlp.tasks.classify.predict import preprocessing_of
 from visionmlp.tasks.classify.task import Classification
 
 __all__ = ["ClassifyConfig", "Evaluation", "TrainResult", "build_model", "evaluate", "read_config", "train"]

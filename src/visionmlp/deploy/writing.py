@@ -1,0 +1,96 @@
+"""Exported files: how each format is written, and how the files of one model appear together or not at all."""
+
+import contextlib
+import io
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch.export import ExportedProgram
+
+from visionmlp.deploy.graphs import quiet
+from visionmlp.deploy.metadata import PROGRAM_ENTRY, RT_INFO_KEY, ExportMetadata
+from visionmlp.errors import require
+from visionmlp.files import OutputError, beside
+
+if TYPE_CHECKING:
+    import openvino
+
+ONE_FILE = 3 << 29
+"""Bytes of the largest weights that an ONNX file holds itself. Protocol buffers end at 2 GiB, graph included."""
+
+
+@contextlib.contextmanager
+def whole_output(output: Path, *, force: bool, suffix: str, companions: Sequence[str] = ()) -> Iterator[Path]:
+    """A file in a new folder beside ``output``, under the same name; when the block succeeds, it and all files that
+    were written beside it take their places.
+
+    At no time does an old file stand beside a new companion: it is removed before, and comes last.
+
+    Args:
+        output: the file that the others belong to.
+        force: whether existing files may be replaced.
+        suffix: how its name must end.
+        companions: suffixes of files that will be there too, so that existing ones are found before the work; others
+            may come.
+
+    Raises:
+        OutputError: if a file exists, or cannot be written.
+    """
+    placed: list[Path] = []
+    try:
+        with beside(output, force=force, suffix=suffix) as partial:
+            for companion in companions:
+                _check_free(output.with_suffix(companion), force)
+            with tempfile.TemporaryDirectory(prefix=f".{output.stem}.", dir=output.parent) as folder:
+                staged = Path(folder) / output.name
+                yield staged
+                others = {path: output.with_name(path.name) for path in Path(folder).iterdir() if path != staged}
+                for target in others.values():
+                    _check_free(target, force)
+                if others:
+                    output.unlink(missing_ok=True)
+                for path, target in others.items():
+                    os.replace(path, target)
+                    placed.append(target)
+                os.replace(staged, partial)
+    except BaseException:
+        # without the file that describes them they are no model
+        for target in placed:
+            target.unlink(missing_ok=True)
+        raise
+
+
+def _check_free(path: Path, force: bool) -> None:
+    if path.exists() and not force:
+        raise OutputError(f"{path} exists; give another --output, or --force to replace it")
+
+
+def save_program(program: ExportedProgram, path: Path, metadata: ExportMetadata) -> None:
+    """Write PyTorch's graph."""
+    # not into the file: on a full disk PyTorch's writer ends the process when it is destroyed
+    buffer = io.BytesIO()
+    with quiet():
+        torch.export.save(program, buffer, extra_files={PROGRAM_ENTRY: json.dumps(metadata.to_text())})
+    path.write_bytes(buffer.getbuffer())
+
+
+def save_onnx(program: torch.onnx.ONNXProgram, path: Path, metadata: ExportMetadata) -> None:
+    """Write an ONNX graph with the metadata in its ``metadata_props``; weights over `ONE_FILE` go into ``.onnx.data``
+    beside it."""
+    program.model.metadata_props.update(metadata.to_text())
+    weights = [value.const_value for value in program.model.graph.initializers.values()]
+    size = sum(weight.nbytes for weight in weights if weight is not None)
+    program.save(path, external_data=size > ONE_FILE)
+
+
+def save_openvino(model: "openvino.Model", path: Path, metadata: ExportMetadata) -> None:
+    """Write an OpenVINO model, ``.xml`` and ``.bin``, with the metadata in its ``rt_info``."""
+    openvino = require("openvino", extra="openvino")
+    for key, value in metadata.to_text().items():
+        model.set_rt_info(value, [RT_INFO_KEY, key])
+    openvino.save_model(model, path, compress_to_fp16=metadata.dtype == "fp16")
