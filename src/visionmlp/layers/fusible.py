@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from visionmlp.errors import NotInEvalMode
 from visionmlp.layers.linear import Linear
+from visionmlp.layers.memory_order import keep_order
 
 
 class Fusible(nn.Module, ABC):
@@ -34,11 +35,12 @@ def parameter(value: Tensor, like: Tensor) -> nn.Parameter:
 def linear(weight: Tensor, bias: Tensor | None, like: Tensor) -> Linear:
     """A linear layer that holds a folded weight (O, C) and bias (O,), with the dtype and device of ``like``.
 
-    A small weight lies in memory as (C, O), the order in which products on a CPU read it.
+    A small weight lies in memory as (C, O), the order in which products on a CPU read it, see `keep_order`.
     """
     layer = Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     if weight.numel() <= _READ_IN_PLACE:
         layer.weight = nn.Parameter(parameter(weight.t(), like).detach().t(), requires_grad=like.requires_grad)
+        keep_order(layer)
     else:
         layer.weight = parameter(weight, like)
     if bias is not None:

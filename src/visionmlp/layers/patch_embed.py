@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from visionmlp.layers.fusible import Fusible, linear, parameter
+from visionmlp.layers.memory_order import keep_order
 from visionmlp.ops.fold import affine_of_linear, batchnorm_affine
 from visionmlp.ops.layout import Layout, from_positions_first, to_channels_first
 
@@ -65,6 +66,7 @@ class ConvEmbed(Fusible):
         conv.weight = nn.Parameter(
             parameter(weight, like).detach().contiguous(memory_format=order), requires_grad=like.requires_grad
         )
+        keep_order(conv)
         if bias is not None:
             conv.bias = parameter(bias, like)
         return DeployedConvEmbed(
