@@ -285,10 +285,22 @@ def test_the_weights_of_another_model(trained, server, tmp_path):
     assert error.value.missing
 
 
+class Touch:
+    """Runs code when it is unpickled."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self):
+        return Path.touch, (self.target,)
+
+
 def test_a_pickle_that_would_run_code(server, cache, tmp_path):
-    torch.save({"model": {"a": Path("x")}}, tmp_path / "x.pth")
-    with pytest.raises(CheckpointError, match="could run code"):
-        fetch("resmlp_test", server.put("r.pth", (tmp_path / "x.pth").read_bytes()))
+    for value in (Path("x"), Touch(tmp_path / "ran")):
+        torch.save({"model": {"a": value}}, tmp_path / "x.pth")
+        with pytest.raises(CheckpointError, match="could run code"):
+            fetch("resmlp_test", server.put("r.pth", (tmp_path / "x.pth").read_bytes()))
+    assert not (tmp_path / "ran").exists()
     assert not list(cache.iterdir())
 
 

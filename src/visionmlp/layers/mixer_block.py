@@ -28,8 +28,9 @@ class MixerBlock(Block, Fusible):
         kernel_sizes: Sequence[int] = (),
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        gelu: str = "tanh",
     ) -> None:
-        act = nn.GELU(approximate="tanh")
+        act = nn.GELU(approximate="tanh" if gelu == "tanh" else "none")
         super().__init__(
             norm1=nn.LayerNorm(dim, eps=1e-6),
             spatial=TokenMLP(grid, token_dim, act=act, kernel_sizes=kernel_sizes),

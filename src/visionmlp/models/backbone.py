@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, cast
 
 import torch
@@ -411,7 +411,24 @@ class FusibleBackbone(Backbone, Fusible):
 
     def from_official(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A state dict with the authors' names and shapes as one with ours; names that they do not have stay."""
-        ours = {entry.name: (name, entry.view) for name in self.state_dict() if (entry := self.official_entry(name))}
+        return self._renamed(state, self.official_entry)
+
+    def timm_entry(self, name: str) -> OfficialEntry | None:
+        """The same in the state dict of timm's own model of this network; ``None``, as timm has none."""
+        del name
+        return None
+
+    def from_timm(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A state dict of timm's own model as one with our names; names that it does not have stay."""
+        return self._renamed(state, self.timm_entry)
+
+    def compute_as_timm(self) -> None:
+        """Compute what timm's own model does where that is not what the authors' code does: nowhere."""
+
+    def _renamed(
+        self, state: Mapping[str, Tensor], entry_of: Callable[[str], OfficialEntry | None]
+    ) -> dict[str, Tensor]:
+        ours = {entry.name: (name, entry.view) for name in self.state_dict() if (entry := entry_of(name))}
         converted = {}
         for theirs, value in state.items():
             name, view = ours.get(theirs, (theirs, None))

@@ -37,9 +37,12 @@ class MLPMixerConfig(BackboneConfig):
     """Convolution branches that train beside token mixing (Locality Injection)."""
     proj_drop_rate: float = 0.0
     """Dropout after each linear layer of the channel MLP."""
+    gelu: str = "tanh"
+    """GELU by "tanh", as in the authors' code, or by "erf", as in timm's own Mixer."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.require(self.gelu in ("tanh", "erf"), f"gelu must be tanh or erf, got {self.gelu!r}")
         check_kernel_sizes(self.kernel_sizes)
         self.require(0.0 <= self.proj_drop_rate < 1.0, f"proj_drop_rate must be in [0, 1), got {self.proj_drop_rate}")
         self.require_multiple(self.patch_size)
@@ -66,6 +69,7 @@ class MLPMixer(FusibleBackbone):
                 kernel_sizes=config.kernel_sizes,
                 drop_rate=config.proj_drop_rate,
                 drop_path_rate=rate,
+                gelu=config.gelu,
             )
             for rate in drop_path_rates(config.drop_path_rate, [config.depth])[0]
         ]
@@ -107,6 +111,19 @@ class MLPMixer(FusibleBackbone):
             view = SAME if norm else _FLAX_CONV if layer == "stem" else TRANSPOSED
         return OfficialEntry(f"{layer}.{leaf}".replace(".", "/"), view)
 
+    def timm_entry(self, name: str) -> OfficialEntry:
+        """As in timm's ``mixer_b16_224`` and its kin."""
+        for ours, theirs in _TIMM_NAMES.items():
+            name = name.replace(ours, theirs)
+        return OfficialEntry(name)
+
+    def compute_as_timm(self) -> None:
+        """The exact GELU."""
+        self.config = dataclasses.replace(self.config, gelu="erf")
+        for module in self.modules():
+            if isinstance(module, nn.GELU):
+                module.approximate = "none"
+
 
 _OFFICIAL_NAMES = {
     "stages.0.blocks.": "MixerBlock_",
@@ -118,6 +135,12 @@ _OFFICIAL_NAMES = {
     "channel.fc2": "channel_mixing.Dense_1",
     "stem.proj": "stem",
     "head.fc": "head",
+}
+_TIMM_NAMES = {
+    "stages.0.blocks.": "blocks.",
+    ".spatial.": ".mlp_tokens.",
+    ".channel.": ".mlp_channels.",
+    "head.fc.": "head.",
 }
 _FLAX_CONV = View(lambda theirs: theirs.permute(3, 2, 0, 1), lambda ours: ours.permute(2, 3, 1, 0))
 

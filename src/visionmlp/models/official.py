@@ -1,9 +1,11 @@
 """Reading and writing the authors' checkpoints: their files, wrappers and names; loading is strict."""
 
 import contextlib
+import logging
+import math
 import os
 import pickle
-from collections import OrderedDict
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,37 +17,19 @@ from torch import Tensor
 
 from visionmlp.errors import CheckpointError, CheckpointMismatch
 from visionmlp.files import whole_file
+from visionmlp.layers.fusible import reparameterize
 from visionmlp.layers.grid_mixer import GridMixer
 from visionmlp.models.backbone import Backbone, FusibleBackbone, size_text
+from visionmlp.models.unpickling import RunsCode, Stranger, read_inert
 from visionmlp.models.weights import OFFICIAL_FILES, OfficialFile, family_prefix
+from visionmlp.models.wrappers import find_weights, shared_prefix
 
-EMA_WRAPPERS = ("model_ema", "state_dict_ema")
-"""Keys of the moving average of the weights: DeiT's and timm's."""
-WRAPPERS = ("model", "state_dict", *EMA_WRAPPERS)
 _LISTED = 6
 
 BackboneT = TypeVar("BackboneT", bound=Backbone)
 
 
-class Leftover:
-    """Stands in for an object that lies in a checkpoint beside the weights; takes its contents and keeps nothing."""
-
-    def __init__(self, *_: Any) -> None:
-        pass
-
-    def __setstate__(self, _: Any) -> None:
-        pass
-
-
-# What training scripts leave beside the weights. None of these classes is imported, and nothing of theirs is called.
-_LEFTOVERS: list[Any] = [
-    (Leftover, "argparse.Namespace"),
-    (Leftover, "numpy.dtype"),
-    (Leftover, "numpy.core.multiarray.scalar"),
-    (Leftover, "numpy._core.multiarray.scalar"),
-    # a mapping with attributes; items are only set in types that PyTorch knows
-    (OrderedDict, "yacs.config.CfgNode"),
-]
+_logger = logging.getLogger(__name__)
 
 
 def load_official(
@@ -53,40 +37,48 @@ def load_official(
     source: str | os.PathLike[str] | Mapping[str, Any],
     *,
     img_size: int | tuple[int, int] | None = None,
+    prefix: str | None = None,
     ema: bool = False,
 ) -> BackboneT:
-    """Load weights in the authors' format into a training form, in place, strictly.
+    """Load weights in the authors' format, timm's or ours into a training form, in place, strictly.
 
-    Token matrices of another image size are resized by 4-D interpolation. A model with ``feature_norms`` also takes a
-    classifier's weights, and keeps its own norms.
+    Token matrices of another image size are resized by 4-D interpolation, and kernels for another number of input
+    channels repeated or summed, which is logged. A model with ``feature_norms`` also takes a classifier's weights, and
+    keeps its own norms. With the weights of timm's own model (ResMLP, MLP-Mixer) it computes what that one does.
 
     Args:
         model: from `create_model`, with the checkpoint's number of classes; ``reset_classifier`` comes afterwards.
-        source: a ``.pth``, ``.npz`` or ``.safetensors`` file, or a mapping of the authors' names to tensors or arrays.
-            Wrappers (``model``, ``state_dict``, ``model_ema``) and ``module.`` prefixes are taken off; what training
-            scripts leave beside them (optimisers, arguments, configurations) is passed over.
+        source: a ``.pth``, ``.npz`` or ``.safetensors`` file, or a mapping of names to tensors or arrays. Where one
+            prefix (``model.``, ``module.``, ``teacher.backbone.``, ...; wrappers are prefixes too) leads to all of the
+            model's names, it is taken off; what training scripts leave beside the weights is passed over.
         img_size: height and width that the source was made for, if its maps are not square.
+        prefix: what leads to the weights that are wanted, where there are several: ``"teacher"``.
         ema: take the moving average of the weights, which lies beside the weights.
 
     Returns:
         The model.
 
     Raises:
-        CheckpointError: for a file that is missing, truncated, of unknown layout, without the moving average that was
-            asked for, or that would run code.
+        CheckpointError: for a file that is missing, truncated, of unknown layout, without the moving average or prefix
+            that was asked for, with several states of the weights, or that would run code.
         CheckpointMismatch: listing every missing, unexpected and misshapen key; the model is unchanged.
     """
     if not isinstance(model, FusibleBackbone):
         raise CheckpointError(f"{model.name} is a deploy form; load into the training form, then reparameterize it")
-    label = "the mapping" if isinstance(source, Mapping) else str(source)
+    label = _label(source)
     if isinstance(img_size, int):
         img_size = (img_size, img_size)
     if img_size is not None and min(img_size) < 1:
         raise CheckpointError(f"img_size must be positive, got {size_text(img_size)}")
-    state = from_official(model, read_official(source, ema=ema), label)
+    official = read_official(source, model=model, prefix=prefix, ema=ema)
+    if shared := shared_prefix(official):
+        label = f"{label}, where all names begin with {shared}.,"
+    state = adapted(model, from_official(model, official, label), label)
     with mismatch_of(model, label):
         state = resize_tokens(model, state, img_size)
     load_strictly(model, state, label)
+    if is_of_timm(model, official):
+        model.compute_as_timm()
     return model
 
 
@@ -142,19 +134,47 @@ def official_file(model: Backbone, path: Path) -> OfficialFile:
     return layout
 
 
-def read_official(source: str | os.PathLike[str] | Mapping[str, Any], *, ema: bool = False) -> dict[str, Tensor]:
-    """The state dict of a file or mapping, with the authors' names, out of its wrappers.
+def read_official(
+    source: str | os.PathLike[str] | Mapping[str, Any],
+    *,
+    model: FusibleBackbone | None = None,
+    prefix: str | None = None,
+    ema: bool = False,
+) -> dict[str, Tensor]:
+    """The state dict of a file or mapping, with the names that it has there, out of its wrappers.
 
     Args:
         source: see `load_official`.
+        model: whose names are looked for; without one, wrappers are known by their own names alone.
+        prefix: see `load_official`.
         ema: take the moving average.
 
     Raises:
         CheckpointError: see `load_official`.
     """
-    if isinstance(source, Mapping):
-        return _unwrap(source, "the mapping", ema=ema)
-    return _unwrap(_read(Path(source)), str(source), ema=ema)
+    content = source if isinstance(source, Mapping) else _read(Path(source))
+    layouts = () if model is None else _layouts(model)
+    return find_weights(content, _label(source), layouts=layouts, prefix=prefix, ema=ema).tensors
+
+
+def _label(source: str | os.PathLike[str] | Mapping[str, Any]) -> str:
+    return "the mapping" if isinstance(source, Mapping) else str(source)
+
+
+def _layouts(model: FusibleBackbone) -> list[list[str]]:
+    """The names of stem and blocks, which every checkpoint has: the authors', ours and timm's."""
+    # files of FrozenBatchNorms do not count batches
+    learned = [name for name in model.state_dict() if not name.endswith("num_batches_tracked")]
+    ours = [name for name in learned if name.startswith(("stem.", "stages."))]
+    layouts = [[model.official_entry(name).name for name in ours], ours]
+    timms = [entry.name for name in ours if (entry := model.timm_entry(name))]
+    return [*layouts, timms] if timms else layouts
+
+
+def is_of_timm(model: FusibleBackbone, state: Mapping[str, Any]) -> bool:
+    """Whether a state dict is that of timm's own model of the network, by its names."""
+    found = [len(state.keys() & set(layout)) for layout in _layouts(model)]
+    return len(found) > 2 and found[2] > max(found[:2])
 
 
 def from_official(model: FusibleBackbone, official: Mapping[str, Tensor], label: str) -> dict[str, Tensor]:
@@ -162,7 +182,7 @@ def from_official(model: FusibleBackbone, official: Mapping[str, Tensor], label:
 
     Args:
         model: whose names and constants count.
-        official: the authors' names.
+        official: the authors' names, timm's or ours.
         label: what a message calls the source.
 
     Raises:
@@ -178,7 +198,27 @@ def from_official(model: FusibleBackbone, official: Mapping[str, Tensor], label:
         )
     learned = {name: value for name, value in official.items() if name not in constants}
     with mismatch_of(model, label):
-        return model.from_official(learned)
+        return model.from_timm(learned) if is_of_timm(model, learned) else model.from_official(learned)
+
+
+def adapted(model: Backbone, state: dict[str, Tensor], label: str) -> dict[str, Tensor]:
+    """A state dict whose first kernels take the model's input channels: summed for one channel, else repeated.
+
+    As timm does it: the answer to a grey image, repeated over the channels, stays what it was. A line is logged.
+
+    Args:
+        model: target, in training form.
+        state: our names.
+        label: what the line calls the source.
+    """
+    stem = state.get("stem.proj.weight")
+    if stem is None or stem.ndim != 4 or 0 in stem.shape or stem.shape[1] == model.in_chans:
+        return state
+    count, channels = stem.shape[1], model.in_chans
+    repeated = stem.repeat(1, math.ceil(channels / count), 1, 1)[:, :channels].double() * (count / channels)
+    kernels = stem.double().sum(1, keepdim=True) if channels == 1 else repeated
+    _logger.warning("%s takes %d input channels; its first kernels were adapted to %d", label, count, channels)
+    return {**state, "stem.proj.weight": kernels.to(stem.dtype)}
 
 
 @contextlib.contextmanager
@@ -216,6 +256,14 @@ def load_strictly(model: Backbone, state: Mapping[str, Tensor], label: str, *, a
     unexpected = sorted(state.keys() - own.keys())
     misshapen = sorted(k for k in own.keys() & state.keys() if own[k].shape != state[k].shape)
     if missing or unexpected or misshapen:
+        if is_deploy_state(model, state):
+            raise CheckpointMismatch(
+                f"{label} is a deploy form of {model.name}, whose branches and norms are merged for good; "
+                "give the checkpoint of its training form",
+                missing=missing,
+                unexpected=unexpected,
+                misshapen=misshapen,
+            )
         shapes = [f"{k} is {size_text(state[k].shape)}, not {size_text(own[k].shape)}" for k in misshapen]
         parts = [
             f"{len(keys)} {kind} ({', '.join(shown[:_LISTED])}{', ...' if len(keys) > _LISTED else ''})"
@@ -235,6 +283,15 @@ def load_strictly(model: Backbone, state: Mapping[str, Tensor], label: str, *, a
     model.load_state_dict(dict(state), assign=assign)
 
 
+def is_deploy_state(model: Backbone, state: Mapping[str, Any]) -> bool:
+    """Whether a state dict has the names of a training form's deploy form rather than its own."""
+    if not isinstance(model, FusibleBackbone) or state.keys() == model.state_dict().keys():
+        return False
+    with torch.device("meta"):
+        deployed = reparameterize(type(model)(model.name, model.config).eval())  # type: ignore[call-arg]
+    return state.keys() == deployed.state_dict().keys()
+
+
 def _feature_norm_gaps(own: Mapping[str, Tensor]) -> tuple[set[str], set[str]]:
     """What a classification checkpoint and a dense one each lack of a model with ``feature_norms``."""
     return (
@@ -252,50 +309,31 @@ def _read(path: Path) -> Mapping[str, Any]:
                 return {name: archive[name] for name in archive.files}
         if path.suffix == ".safetensors":
             return load_file(path)
-        with torch.serialization.safe_globals(_LEFTOVERS):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "GLOBAL" in str(error):
-            raise CheckpointError(
-                f"{path} holds pickled objects that could run code, so it was not opened; "
-                "ask its author for a file of tensors only"
-            ) from error
-        raise CheckpointError(f"{path} is truncated, or a pickle that could run code; it was not opened") from error
+        content = _read_pickle(path)
+    except RunsCode as error:
+        raise CheckpointError(
+            f"{path} holds pickled objects that could run code ({error}), so it was not opened; "
+            "ask its author for a file of tensors only"
+        ) from error
     except Exception as error:  # on hostile bytes the readers raise whatever they trip over
         raise CheckpointError(f"{path} is truncated or not a checkpoint") from error
+    if isinstance(content, Stranger):
+        raise CheckpointError(
+            f"{path} holds an object of {content.name}, not a state dict; ask its author for model.state_dict()"
+        )
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path} holds {type(content).__name__}, not a state dict")
     return content
 
 
-def _unwrap(content: Mapping[str, Any], label: str, *, ema: bool) -> dict[str, Tensor]:
-    if ema:
-        content = next((content[key] for key in EMA_WRAPPERS if isinstance(content.get(key), Mapping)), {})
-        if not content:
-            raise CheckpointError(
-                f"{label} holds no moving average of the weights ({', '.join(EMA_WRAPPERS)}); read it without ema"
-            )
-    while wrapper := next((key for key in WRAPPERS if isinstance(content.get(key), Mapping)), None):
-        content = content[wrapper]
-    numbers = "fiu"  # kinds of arrays that tensors can hold
-    state: dict[str, Any] = {
-        name: torch.from_numpy(value) if isinstance(value, np.ndarray) and value.dtype.kind in numbers else value
-        for name, value in content.items()
-    }
-    strangers = [name for name, value in state.items() if not (isinstance(name, str) and _is_plain(value))]
-    if strangers or not state:
-        found = f"an entry {strangers[0]!r} that is no tensor" if strangers else "no tensors"
-        raise CheckpointError(f"{label} has {found} and no {', '.join(WRAPPERS)} to look into")
-    if all(name.startswith("module.") for name in state):
-        state = {name.removeprefix("module."): value for name, value in state.items()}
-    return state
-
-
-def _is_plain(value: Any) -> bool:
-    """Whether a parameter can hold it: no sparse, quantised or complex tensor."""
-    if not isinstance(value, Tensor) or value.layout != torch.strided:
-        return False
-    return not (value.is_quantized or value.is_complex())
+def _read_pickle(path: Path) -> Any:
+    """PyTorch's safe loader, and where it refuses, tensors without the objects beside them."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what it says of newer pickles is answered below
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        return read_inert(path)
 
 
 def resize_tokens(model: Backbone, state: dict[str, Tensor], img_size: tuple[int, int] | None) -> dict[str, Tensor]:

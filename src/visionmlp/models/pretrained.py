@@ -16,12 +16,20 @@ from typing import Any, BinaryIO
 import torch
 from rich.console import Console
 from rich.progress import wrap_file
-from timm.models import PretrainedCfg, adapt_input_conv, resolve_pretrained_cfg
+from timm.models import PretrainedCfg, resolve_pretrained_cfg
 from torch import Tensor
 
 from visionmlp.errors import CheckpointError, UnknownModel
 from visionmlp.models.backbone import Backbone, FusibleBackbone
-from visionmlp.models.official import from_official, load_strictly, mismatch_of, read_official, resize_tokens
+from visionmlp.models.official import (
+    adapted,
+    from_official,
+    is_of_timm,
+    load_strictly,
+    mismatch_of,
+    read_official,
+    resize_tokens,
+)
 from visionmlp.models.weights import WEIGHTS, why_unavailable
 
 _CHUNK = 1 << 20
@@ -80,37 +88,37 @@ def load_pretrained(model: Backbone, cfg: PretrainedCfg, *, family: str, cache_d
     """
     assert isinstance(model, FusibleBackbone)
     if cfg.state_dict is not None:
-        state, label = read_official(cfg.state_dict), "the given state dict"
+        state, label = read_official(cfg.state_dict, model=model), "the given state dict"
     elif cfg.file is not None:
-        state, label = read_official(cfg.file), cfg.file
+        state, label = read_official(cfg.file, model=model), cfg.file
     elif cfg.url is not None:
         url, file = cfg.url if isinstance(cfg.url, (tuple, list)) else (cfg.url, _file_name(cfg.url))
         sha256 = next((w.sha256 for w in WEIGHTS.get(model.name, ()) if w.url == url), None)
-        state, label = _fetched_state(url, _cache_folder(cache_dir) / file, sha256)
+        state, label = _fetched_state(model, url, _cache_folder(cache_dir) / file, sha256)
     else:
         raise CheckpointError(why_unavailable(model.name, family, cfg.tag))
     load_strictly(model, _fitted(model, cfg, state, label), label)
+    if is_of_timm(model, state):
+        model.compute_as_timm()
 
 
 def _fitted(model: FusibleBackbone, cfg: PretrainedCfg, state: dict[str, Tensor], label: str) -> dict[str, Tensor]:
     """Our names, the model's grids, classifier and input channels."""
-    own, stem, channels = model.state_dict(), "stem.proj.weight", cfg.input_size[0]
+    own = model.state_dict()
     classifier = ("head.fc.weight", "head.fc.bias")
     kept = {}
     if model.num_classes != cfg.num_classes or model.num_classes == 0:
-        unused = {*classifier, *(model.official_entry(name).name for name in classifier)}
+        layouts = (model.official_entry, model.timm_entry)
+        named = {entry.name for name in classifier for entry_of in layouts if (entry := entry_of(name))}
+        unused = {*classifier, *named}
         state = {name: value for name, value in state.items() if name not in unused}
         kept = {name: own[name] for name in classifier if name in own}
-    if stem not in state:  # no authors' format calls anything so
-        state = from_official(model, state, label)
+    state = adapted(model, from_official(model, state, label), label)
     with mismatch_of(model, label):
-        state = resize_tokens(model, state, cfg.input_size[1:]) | kept
-    if stem in state and model.in_chans != channels and state[stem].shape[1:2] == (channels,):
-        state[stem] = adapt_input_conv(model.in_chans, state[stem], base_chans=channels)
-    return state
+        return resize_tokens(model, state, cfg.input_size[1:]) | kept
 
 
-def _fetched_state(url: str, path: Path, sha256: str | None) -> tuple[dict[str, Tensor], str]:
+def _fetched_state(model: FusibleBackbone, url: str, path: Path, sha256: str | None) -> tuple[dict[str, Tensor], str]:
     """The state dict at an address, from the cache if it is there; a file that is broken does not stay in the cache."""
     if sha256 is None and (match := _HASH_IN_NAME.search(url)):  # PyTorch's custom for addresses
         sha256 = match[1]
@@ -121,7 +129,7 @@ def _fetched_state(url: str, path: Path, sha256: str | None) -> tuple[dict[str, 
             digest = _sha256(path)
             if not digest.startswith(sha256):
                 raise CheckpointError(f"its SHA-256 is {digest}, not {sha256}")
-        return read_official(path), f"{path} from {url}"
+        return read_official(path, model=model), f"{path} from {url}"
     except CheckpointError as error:
         path.unlink(missing_ok=True)
         raise CheckpointError(f"what came from {url} was removed again: {error}") from error

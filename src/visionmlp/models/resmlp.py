@@ -23,7 +23,7 @@ from visionmlp.layers.locality import check_kernel_sizes
 from visionmlp.layers.patch_embed import PatchEmbed
 from visionmlp.layers.token_mixing import DeployedTokenLinear, DeployedTokenMLP, TokenLinear, TokenMLP
 from visionmlp.models.backbone import BackboneConfig, FusibleBackbone, Stage, init_linear
-from visionmlp.models.official_layout import OfficialEntry
+from visionmlp.models.official_layout import SAME, OfficialEntry, View
 from visionmlp.models.registry import IMAGENET, Published, Variant, register_family
 
 CROSS_PATCH = ("linear", "none", "mlp", "conv3x3", "depthwise", "separable")
@@ -247,6 +247,13 @@ class ResMLP(FusibleBackbone):
             name = name.replace(ours, theirs)
         return OfficialEntry(name)
 
+    def timm_entry(self, name: str) -> OfficialEntry:
+        """As in timm's ``resmlp_12_224`` and its kin."""
+        theirs = name
+        for ours, timms in _TIMM_NAMES.items():
+            theirs = theirs.replace(ours, timms)
+        return OfficialEntry(theirs, _TIMM_VECTOR if name.endswith((".alpha", ".beta")) else SAME)
+
 
 _OFFICIAL_NAMES = {
     "stem.": "patch_embed.",
@@ -257,6 +264,16 @@ _OFFICIAL_NAMES = {
     ".scale2.gamma": ".gamma_2",
     "head.fc.": "head.",
 }
+
+_TIMM_NAMES = {
+    "stages.0.blocks.": "blocks.",
+    ".spatial.fc.": ".linear_tokens.",
+    ".channel.": ".mlp_channels.",
+    ".scale1.gamma": ".ls1",
+    ".scale2.gamma": ".ls2",
+    "head.fc.": "head.",
+}
+_TIMM_VECTOR = View(lambda theirs: theirs.reshape(theirs.shape[-1:]), lambda ours: ours[None, None])
 
 
 def _published(params: float, macs: float, top1: float | None) -> Published:

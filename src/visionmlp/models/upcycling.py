@@ -52,8 +52,12 @@ def upcycle(model: SparseMLP, dense: Backbone | Mapping[str, Tensor]) -> SparseM
         raise InvalidConfig("upcycle starts a Sparse-MLP in training form, such as create_model('sparsemlp_moe_s')")
     if not isinstance(dense, (Backbone, Mapping)):
         raise InvalidConfig(f"upcycle takes an MLP-Mixer or its state dict, got {type(dense).__name__}")
+    if isinstance(dense, MLPMixer) and dense.config.gelu != "tanh":
+        raise InvalidConfig("a Sparse-MLP computes GELU by tanh, but this MLP-Mixer was trained with gelu='erf'")
     state = dense.state_dict() if isinstance(dense, Backbone) else dense
-    shared = {field.name: getattr(model.config, field.name) for field in dataclasses.fields(MLPMixerConfig)}
+    sparse = {field.name for field in dataclasses.fields(model.config)}
+    names = [field.name for field in dataclasses.fields(MLPMixerConfig) if field.name in sparse]
+    shared = {name: getattr(model.config, name) for name in names}
     twin = MLPMixer(model.name, MLPMixerConfig(**shared))
     load_strictly(twin, state, "the dense model")
     twin.double()
