@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from visionmlp.data.sources import DigitsSource, open_evaluation_data, open_training_data
+from visionmlp.data.named import DigitsSource
+from visionmlp.data.sources import open_evaluation_data, open_training_data
 from visionmlp.errors import DataError
 
 
