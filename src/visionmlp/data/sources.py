@@ -10,9 +10,11 @@ from typing import Protocol
 from PIL import Image
 
 from visionmlp.data.folders import FolderSource
+from visionmlp.data.labelled import LabelledImages
 from visionmlp.data.named import TORCH_NAMES, DigitsSource, HuggingFaceSource, TorchSource
 from visionmlp.data.shards import ShardSource
 from visionmlp.data.splits import EVALUATION_NAMES, TRAIN_NAMES, split_names
+from visionmlp.data.summary import DataSummary
 from visionmlp.errors import DataError
 
 _KNOWN = f"sklearn/digits, torch/<{'|'.join(TORCH_NAMES)}>, hfds/<name>, wds/<name>"
@@ -37,6 +39,10 @@ class ImageSource(Protocol):
         """Decode an image; any exception means that it cannot be read."""
         ...
 
+    def summary(self) -> DataSummary:
+        """What the dataset holds, to notice later that it changed."""
+        ...
+
 
 def open_training_data(
     data: str, *, root: Path | None = None, download: bool = False
@@ -53,14 +59,14 @@ def open_training_data(
     """
     train = _open(data, root, "train", download)
     evaluation = _open(data, root, "validation", download)
-    if isinstance(train, FolderSource) and isinstance(evaluation, FolderSource):
-        evaluation.use_classes(train.class_names)
+    train.check_labels(len(train.class_names))
     if len(train.class_names) < 2:
         raise DataError(f"{data} has one class only ({train.class_names[0]}); classification needs at least two")
-    if len(evaluation.class_names) > len(train.class_names):
-        raise DataError(
-            f"{data} has {len(evaluation.class_names)} classes to evaluate on but {len(train.class_names)} to train on"
-        )
+    if isinstance(train, FolderSource):
+        train.require_full_classes()
+    if isinstance(evaluation, FolderSource):
+        evaluation.warn_of_empty_classes()
+    evaluation.use_classes(train.class_names, len(train.class_names))
     return train, evaluation
 
 
@@ -70,6 +76,7 @@ def open_evaluation_data(
     split: str = "validation",
     root: Path | None = None,
     class_names: Sequence[str] | None = None,
+    num_classes: int | None = None,
     download: bool = False,
 ) -> ImageSource:
     """Open images to evaluate a model on.
@@ -78,25 +85,29 @@ def open_evaluation_data(
         data: as in `open_training_data`; a folder without split folders is taken as a whole.
         split: ``train``, ``validation`` (which takes ``test`` where that is all there is) or ``test``.
         root: as in `open_training_data`.
-        class_names: the model's classes; class folders are numbered by them.
+        class_names: of the model's outputs, if they have names; classes are numbered by them.
+        num_classes: how many outputs the model has; without it or names, labels are those of the dataset, unchecked.
         download: as in `open_training_data`.
 
     Raises:
-        DataError: as in `open_training_data`, and for class folders that the model does not know.
+        DataError: as in `open_training_data`, and for classes of which it is not certain which output they are.
     """
     if split not in (*TRAIN_NAMES, *EVALUATION_NAMES):
         raise DataError(f"unknown split {split!r}; give train, validation or test")
     folder = (root or Path()) / data
     if folder.is_dir() and not any((folder / name).is_dir() for name in (*TRAIN_NAMES, *EVALUATION_NAMES)):
-        source: ImageSource = FolderSource(folder)
+        source: LabelledImages = FolderSource(folder)
     else:
         source = _open(data, root, split, download)
-    if isinstance(source, FolderSource) and class_names is not None:
-        source.use_classes(class_names)
+    if isinstance(source, FolderSource):
+        source.warn_of_empty_classes()
+    outputs = num_classes if class_names is None else len(class_names)
+    if outputs is not None:
+        source.use_classes(class_names, outputs)
     return source
 
 
-def _open(data: str, root: Path | None, split: str, download: bool) -> ImageSource:
+def _open(data: str, root: Path | None, split: str, download: bool) -> LabelledImages:
     folder = (root or Path()) / data
     if folder.is_dir():
         return FolderSource(_split_folder(folder, split))

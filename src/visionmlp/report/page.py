@@ -17,6 +17,8 @@ from visionmlp.files import write_beside
 from visionmlp.report.plots import confusion_matrix, learning_curves, router_curves
 
 _SHOWN_EVALUATIONS = 200
+# class names are those of folders, which are bytes and need not be UTF-8
+_ERRORS = "surrogateescape"
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
@@ -46,12 +48,12 @@ def write_confusion(path: Path, confusion: Tensor, class_names: Sequence[str]) -
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["true \\ predicted", *class_names])
     writer.writerows([name, *counts] for name, counts in zip(class_names, confusion.tolist(), strict=True))
-    write_beside(path, text.getvalue().encode())
+    write_beside(path, text.getvalue().encode(errors=_ERRORS))
 
 
 def read_confusion(path: Path) -> tuple[Tensor, list[str]]:
     """The inverse of `write_confusion`."""
-    rows = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8"))))
+    rows = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8", errors=_ERRORS))))
     return torch.tensor([[int(count) for count in row[1:]] for row in rows[1:]]), rows[0][1:]
 
 
@@ -98,7 +100,7 @@ def write_report(folder: Path) -> Path:
         sections="".join(f"<h2>{title}</h2>{body}" for title, body in sections),
     )
     path = folder / "report.html"
-    write_beside(path, page.encode())
+    write_beside(path, page.encode(errors="backslashreplace"))
     return path
 
 
