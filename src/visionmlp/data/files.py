@@ -139,13 +139,17 @@ class _Walk:
 
     def notes(self) -> list[str]:
         """What was left out."""
-        kinds = (
-            (self.hidden, "hidden names, such as"),
-            (self.repeated, "links to folders that are read already, such as"),
-            (self.dead, "links that lead nowhere, such as"),
-        )
-        notes = [f"left out {len(names)} {kind} {min(names)}" for names, kind in kinds if names]
+        kinds = {
+            "hidden names": self.hidden,
+            "links to folders that are read already": self.repeated,
+            "links that lead nowhere": self.dead,
+        }
+        notes = [f"left out {kind} ({len(names)}, such as {min(names)})" for kind, names in kinds.items() if names]
         if others := sum(self.others.values(), Counter[str]()):
-            suffixes = ", ".join(suffix for suffix, _ in others.most_common(5))
-            notes.append(f"left out {others.total()} files without an image's suffix ({suffixes})")
+            notes.append(f"left out files without an image's suffix ({others.total()}: {most_common(others)})")
         return notes
+
+
+def most_common(suffixes: "Counter[str]") -> str:
+    """The five suffixes that most files have, for a message."""
+    return ", ".join(sorted(suffixes, key=lambda suffix: (-suffixes[suffix], suffix))[:5])

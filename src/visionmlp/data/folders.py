@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from visionmlp.data.files import FoundImages, find_images
+from visionmlp.data.files import FoundImages, find_images, most_common
 from visionmlp.data.labelled import LabelledImages
 from visionmlp.errors import DataError
 
@@ -82,9 +82,8 @@ class FolderSource(LabelledImages):
 
 def _first(empty: dict[str, Counter[str]]) -> str:
     name, files = next(iter(empty.items()))
-    suffixes = ", ".join(suffix for suffix, _ in files.most_common(3))
     others = f" and in {len(empty) - 1} more" if len(empty) > 1 else ""
-    return f"{name!r}{f' (its files: {suffixes})' if suffixes else ''}{others}"
+    return f"{name!r}{f' (its files: {most_common(files)})' if files else ''}{others}"
 
 
 def _but(found: FoundImages) -> str:

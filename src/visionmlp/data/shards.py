@@ -58,8 +58,8 @@ class ShardSource(LabelledImages):
         labels = [member.label for member in self.members]
         super().__init__(f"{data} ({name})", labels, [str(number) for number in range(max(labels) + 1)])
         if left_out:
-            counts = ", ".join(f"{count} {what}" for what, count in left_out.items())
-            warnings.warn(f"{root}: left out of {len(shards)} shards: {counts}", stacklevel=2)
+            counts = ", ".join(f"{what} ({count})" for what, count in left_out.items())
+            warnings.warn(f"{root}: left out of the shards of split {name}: {counts}", stacklevel=2)
 
     def name(self, index: int) -> str:
         """Shard and key."""
