@@ -82,3 +82,8 @@ def require(module: str, *, extra: str) -> ModuleType:
     except ModuleNotFoundError as error:
         package = module.split(".")[0]
         raise MissingExtra(f"{package} is not installed; run: pip install 'visionmlp[{extra}]'") from error
+
+
+def first_line(error: Exception) -> str:
+    """The first line of another library's message, or the name of its class where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from visionmlp.data.sources import DigitsSource, open_evaluation_data, open_training_data
+from visionmlp.data.named import DigitsSource
+from visionmlp.data.sources import open_evaluation_data, open_training_data
 from visionmlp.errors import DataError
 
 
@@ -47,7 +48,7 @@ def test_every_name_of_the_evaluation_folder(tmp_path: Path, name: str) -> None:
         ({"train/a": 2, "val/a": 2}, r"one class only \(a\)"),
         ({"train/a": 1, "train/b": 1, "val/zebra": 1}, "class folder 'zebra'"),
         ({"train": 2, "train/a": 1, "val/a": 1}, "images lie directly in .*train"),
-        ({"train/a/x": 1, "train/b/x": 1, "val/x": 1}, "have the same name but are not one class"),
+        ({"train/a/x": 1, "train/b/x": 1, "val/x": 1}, "class folder 'x', which is none of the 2 classes"),
     ],
 )
 def test_each_bad_folder_is_named(tmp_path: Path, folders: dict[str, int], message: str) -> None:

@@ -64,8 +64,7 @@ def write_page(folder: Path, *, title: str, numbers: Mapping[str, str], figures:
         sections="".join(f"<h2>{heading}</h2>{body}" for heading, body in sections),
     )
     path = folder / "report.html"
-    # names of files and classes need not be valid in any encoding
-    write_beside(path, page.encode("utf-8", errors="replace"))
+    write_beside(path, page.encode(errors="backslashreplace"))  # class names are those of folders, not always UTF-8
     return path
 
 

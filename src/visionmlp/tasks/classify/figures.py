@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _NAMED_CLASSES, _COUNTED_CLASSES = 40, 20
+# class names are those of folders, which are bytes and need not be UTF-8
+_ERRORS = "surrogateescape"
 
 
 def write_confusion(path: Path, confusion: Tensor, class_names: Sequence[str]) -> None:
@@ -31,12 +33,12 @@ def write_confusion(path: Path, confusion: Tensor, class_names: Sequence[str]) -
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["true \\ predicted", *class_names])
     writer.writerows([name, *counts] for name, counts in zip(class_names, confusion.tolist(), strict=True))
-    write_beside(path, text.getvalue().encode())
+    write_beside(path, text.getvalue().encode(errors=_ERRORS))
 
 
 def read_confusion(path: Path) -> tuple[Tensor, list[str]]:
     """The inverse of `write_confusion`."""
-    rows = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8"))))
+    rows = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8", errors=_ERRORS))))
     return torch.tensor([[int(count) for count in row[1:]] for row in rows[1:]]), rows[0][1:]
 
 
@@ -62,11 +64,12 @@ def confusion_matrix(confusion: Tensor, class_names: Sequence[str], path: Path) 
         # the square root lifts rare mistakes out of the background
         image = axes.imshow(np.sqrt(shares), cmap="Blues", vmin=0, vmax=1)
         if classes <= _NAMED_CLASSES:
-            tilted = max(map(len, class_names)) > 3
-            axes.set_xticks(
-                range(classes), class_names, rotation=40 if tilted else 0, ha="right" if tilted else "center"
-            )
-            axes.set_yticks(range(classes), class_names)
+            # of folders, whose names need not be UTF-8, nor formulas for all their $
+            names = [name.encode(errors="backslashreplace").decode() for name in class_names]
+            tilted = max(map(len, names)) > 3
+            turn, side_of_turn = (40, "right") if tilted else (0, "center")
+            axes.set_xticks(range(classes), names, rotation=turn, ha=side_of_turn, parse_math=False)
+            axes.set_yticks(range(classes), names, parse_math=False)
         if classes <= _COUNTED_CLASSES:
             for row, column in np.argwhere(counts > 0):
                 colour = "white" if shares[row, column] > 0.4 else "black"

@@ -3,7 +3,9 @@
 import dataclasses
 import io
 import itertools
+import os
 import sys
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,9 @@ from PIL import Image, UnidentifiedImageError
 from rich.table import Table
 from rich.text import Text
 from timm.data import ImageNetInfo, create_transform
-from timm.data.readers.img_extensions import get_img_extensions
 from torch import Tensor
 
+from visionmlp.data import files
 from visionmlp.deploy.session import SessionModel, preprocessing_of
 from visionmlp.errors import InvalidConfig
 from visionmlp.measure.timing import open_device
@@ -44,18 +46,25 @@ class Prediction:
 
 
 def find_images(inputs: Iterable[str]) -> Iterator[str]:
-    """Image files of files, folders (with their sub-folders, sorted) and ``-``.
+    """Image files of files, folders (with their sub-folders, in natural order) and ``-``.
 
-    A missing file and a folder without images come back as they are: it is for the reader to say so.
+    A missing file and a folder without images come back as they are: it is for the reader to say so. What is left out
+    of a folder is named in a warning.
+
+    Raises:
+        DataError: for a folder that cannot be read.
     """
-    extensions = get_img_extensions(as_set=True)
     for name in inputs:
         folder = Path(name)
         if not folder.is_dir():
             yield name
             continue
-        files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in extensions and path.is_file())
-        yield from map(str, files or [folder])
+        found = files.find_images(folder)
+        if found.notes:
+            warnings.warn(f"{folder}: {'; '.join(found.notes)}", stacklevel=2)
+        yield from (os.path.join(folder, image) for image in found.images)
+        if not found.images:
+            yield str(folder)
 
 
 def class_names_of(model: Backbone | SessionModel, info: CheckpointInfo) -> list[str]:
@@ -129,7 +138,7 @@ def predictions_table(predictions: Sequence[Prediction]) -> Table:
 def _read(name: str, transform: Any, channels: int) -> Tensor | str:
     """The image as (C, H, W), or why it cannot be read."""
     if Path(name).is_dir():
-        return f"no images in this folder; image files end in {', '.join(sorted(get_img_extensions(as_set=True)))}"
+        return f"no images in this folder; image files end in {', '.join(sorted(files.image_suffixes()))}"
     try:
         with Image.open(io.BytesIO(sys.stdin.buffer.read()) if name == STDIN else name) as image:
             return transform(image.convert("L" if channels == 1 else "RGB"))

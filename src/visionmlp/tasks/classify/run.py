@@ -24,7 +24,7 @@ from visionmlp.data.policy import OnBadImage
 from visionmlp.deploy.session import SessionModel, preprocessing_of
 from visionmlp.engine import RunFolder, fit, launch, on_rank_zero
 from visionmlp.engine import evaluate as evaluate_task
-from visionmlp.errors import DataError, InvalidConfig, require
+from visionmlp.errors import InvalidConfig, require
 from visionmlp.layers.fusible import is_training_form
 from visionmlp.models.backbone import Backbone
 from visionmlp.models.checkpoint import (
@@ -121,9 +121,9 @@ def evaluate(
     """
     ClassifyConfig.require(batch_size >= 1, f"batch_size must be at least 1, got {batch_size}")
     ClassifyConfig.require(num_workers >= 0, f"num_workers must not be negative, got {num_workers}")
-    source = open_evaluation_data(data, split=split, root=data_root, class_names=info.class_names)
-    if len(source.class_names) > model.num_classes:
-        raise DataError(f"{data} has {len(source.class_names)} classes, but the model {model.num_classes}")
+    source = open_evaluation_data(
+        data, split=split, root=data_root, class_names=info.class_names, num_classes=model.num_classes
+    )
     preprocessing = Preprocessing(**_tuples(preprocessing_of(model, info)))
     batches = EvaluationBatches(
         source,
@@ -149,7 +149,7 @@ def evaluate(
         images=metric.images,
         skipped=len(source) - metric.images,
         confusion=metric.confusion,
-        class_names=info.class_names or source.class_names,
+        class_names=source.class_names,
     )
 
 

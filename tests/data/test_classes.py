@@ -1,0 +1,103 @@
+"""Which output a class is: known by name, synset or number, or refused."""
+
+from pathlib import Path
+
+import pytest
+from timm.data import ImageNetInfo
+
+from visionmlp.data.classes import names_of_outputs, outputs_by_name
+from visionmlp.data.named import DigitsSource
+from visionmlp.data.sources import open_evaluation_data
+from visionmlp.errors import DataError
+
+from .test_sources import write_images
+
+SYNSETS: list[str] = ImageNetInfo().label_names()
+WORDS: list[str] = ImageNetInfo().label_descriptions()
+
+
+def labels(root: Path, class_names: list[str] | None, num_classes: int | None = None) -> list[int]:
+    source = open_evaluation_data(str(root), class_names=class_names, num_classes=num_classes)
+    return [source.label(index) for index in range(len(source))]
+
+
+@pytest.mark.parametrize(
+    "class_names",
+    [
+        None,
+        SYNSETS,
+        WORDS,
+        [words.split(",")[0] for words in WORDS],  # as torchvision: two are cranes
+    ],
+    ids=["unnamed", "synsets", "words", "first words"],
+)
+def test_synsets_are_imagenets_outputs(tmp_path: Path, class_names: list[str] | None) -> None:
+    write_images(tmp_path, {"n03888257": 1, "n02102040": 2})
+    assert labels(tmp_path, class_names, 1000) == [217, 217, 701]
+
+
+def test_other_releases_of_imagenet_are_told_by_their_size(tmp_path: Path) -> None:
+    write_images(tmp_path, {"n03888257": 1, "n02102040": 1})
+    for classes, release in ((21843, "imagenet-21k-goog"), (11821, "imagenet-12k")):
+        synsets = ImageNetInfo(release).label_names()
+        assert labels(tmp_path, None, classes) == [synsets.index("n02102040"), synsets.index("n03888257")]
+
+
+@pytest.mark.parametrize(
+    ("folders", "outputs"),
+    [
+        (("cat", "dog"), 1000),
+        (("cat", "dog"), 2),  # alphabetical order would be a guess
+        (("n02102040", "n03888257"), 2),
+        (("n02102040", "n00000000"), 1000),
+        (("n02102040", "dog"), 1000),
+        (("217", "701"), 1000),
+        (("1", "2"), 2),
+        (("0", "00"), 2),
+        (("0", "²"), 2),
+    ],
+)
+def test_anything_else_is_refused_for_a_model_without_names(
+    tmp_path: Path, folders: tuple[str, ...], outputs: int
+) -> None:
+    write_images(tmp_path, dict.fromkeys(folders, 1))
+    with pytest.raises(DataError, match=f"the model does not say what its {outputs} outputs are"):
+        labels(tmp_path, None, outputs)
+
+
+def test_folders_that_are_the_numbers_of_all_outputs_are_those(tmp_path: Path) -> None:
+    write_images(tmp_path, {f"{number:03d}": 1 for number in reversed(range(12))})
+    assert labels(tmp_path, None, 12) == list(range(12))
+    assert names_of_outputs([str(number) for number in range(1000)], 1000) == [str(number) for number in range(1000)]
+
+
+def test_words_in_another_order_are_not_taken_for_imagenets() -> None:
+    with pytest.raises(DataError, match="'n02102040', which is none of the 1000 classes"):
+        outputs_by_name(["n02102040"], WORDS[::-1], "it has class")
+
+
+def test_a_name_that_two_outputs_have_is_refused() -> None:
+    assert outputs_by_name(["crane", "crane"], ["crane", "crane"], "") == [0, 1]  # the same list is the same order
+    with pytest.raises(DataError, match="'crane', which more than one output"):
+        outputs_by_name(["crane"], ["crane", "dog", "crane"], "it has class")
+
+
+def test_a_dataset_is_numbered_by_name_not_by_position() -> None:
+    digits = DigitsSource("validation")
+    before = list(digits.labels)
+    digits.use_classes([str(digit) for digit in reversed(range(10))], 10)
+    assert digits.labels == [9 - label for label in before]
+
+
+def test_a_dataset_with_numbers_of_its_own_needs_a_model_of_as_many_outputs() -> None:
+    digits = DigitsSource("validation")
+    digits.class_names = [f"digit {digit}" for digit in range(10)]
+    before = list(digits.labels)
+    digits.use_classes(None, 10)
+    assert digits.labels == before
+    with pytest.raises(DataError, match="the model does not say what its 1000 outputs are"):
+        digits.use_classes(None, 1000)
+    with pytest.raises(DataError, match="has 10 classes, but the model 9"):
+        digits.use_classes(None, 9)
+    with pytest.raises(DataError, match="has class 'digit 0', which is none of the 10 classes"):
+        digits.use_classes([str(digit) for digit in range(10)], 10)
