@@ -8,11 +8,12 @@ import io
 import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 from PIL import Image
 from timm.data import create_dataset
+from torchvision.datasets import ImageNet, Places365
 
 from visionmlp.errors import DataError, require
 
@@ -37,8 +38,8 @@ class ImageSource(Protocol):
         """Class of an image, an index into ``class_names``."""
         ...
 
-    def read(self, index: int) -> Image.Image:
-        """Decode an image; any exception means that it cannot be read."""
+    def read(self, index: int) -> Path | BinaryIO | Image.Image:
+        """What `visionmlp.data.decode` takes; any exception means that it cannot be read."""
         ...
 
 
@@ -73,11 +74,9 @@ class FolderSource:
         """Class of the folder."""
         return self.samples[index][1]
 
-    def read(self, index: int) -> Image.Image:
-        """Open and decode the file."""
-        with Image.open(self.samples[index][0]) as image:
-            image.load()
-            return image
+    def read(self, index: int) -> Path:
+        """The file."""
+        return Path(self.samples[index][0])
 
     def use_classes(self, class_names: Sequence[str]) -> None:
         """Number the classes as elsewhere.
@@ -142,6 +141,8 @@ class TorchSource:
             self.dataset: Any = create_dataset(data, root=str(root), split=split, download=download)
         except (RuntimeError, OSError) as error:
             raise DataError(f"{data} is not in {root}, or incomplete; set download to fetch it") from error
+        if isinstance(self.dataset, ImageNet | Places365):
+            self.dataset.loader = Path  # theirs drops what a file says of orientation, depth and transparency
         self.data = data
         # ImageNet's classes are tuples of synonyms
         self.class_names = [name if isinstance(name, str) else name[0] for name in self.dataset.classes]
@@ -157,8 +158,8 @@ class TorchSource:
         """Class number."""
         return int(self.dataset.targets[index])
 
-    def read(self, index: int) -> Image.Image:
-        """The dataset's image."""
+    def read(self, index: int) -> Path | Image.Image:
+        """The file, or the image of a dataset that has none."""
         return self.dataset[index][0]
 
 
@@ -198,11 +199,10 @@ class HuggingFaceSource:
         """Class number."""
         return self.targets[index]
 
-    def read(self, index: int) -> Image.Image:
-        """Decode an image."""
-        image = Image.open(self.reader[index][0])
-        image.load()
-        return image
+    def read(self, index: int) -> BinaryIO:
+        """The encoded image."""
+        with self.reader[index][0] as file:
+            return io.BytesIO(file.read())
 
 
 class _Member(NamedTuple):
@@ -245,14 +245,12 @@ class ShardSource:
         """Class number."""
         return self.members[index].label
 
-    def read(self, index: int) -> Image.Image:
-        """Decode an image."""
+    def read(self, index: int) -> BinaryIO:
+        """The encoded image."""
         member = self.members[index]
         with self.shards[member.shard].open("rb") as shard:
             shard.seek(member.offset)
-            image = Image.open(io.BytesIO(shard.read(member.size)))
-        image.load()
-        return image
+            return io.BytesIO(shard.read(member.size))
 
 
 def open_training_data(

@@ -1,7 +1,7 @@
 """From decoded images to normalised tensors, by timm's transforms."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 from PIL import Image
@@ -15,7 +15,7 @@ Transform = Callable[[Image.Image], Tensor]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """What evaluation does to an image; the arguments of ``timm.data.create_transform``, saved with the weights."""
+    """What evaluation does to an image, saved with the weights."""
 
     input_size: tuple[int, int, int]
     """Channels, height, width."""
@@ -24,10 +24,28 @@ class Preprocessing:
     interpolation: str = "bicubic"
     crop_pct: float = 1.0
     """Side of the central crop over the side that the image is resized to."""
+    exif_orientation: bool = True
+    """Whether images are turned as their EXIF says."""
+
+    @classmethod
+    def from_saved(cls, values: Mapping[str, Any]) -> "Preprocessing":
+        """What a checkpoint or an exported file says; older ones say nothing of ``exif_orientation``."""
+        # JSON has no tuples
+        fields: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+        }
+        return cls(**fields)
+
+    def to_saved(self) -> dict[str, Any]:
+        """Arguments of ``timm.data.create_transform``, and ``exif_orientation`` where it is off."""
+        return self._timm_arguments() if self.exif_orientation else dataclasses.asdict(self)
 
     def transform(self) -> Transform:
         """Resize, central crop, normalise: image to (C, H, W)."""
-        return create_transform(**dataclasses.asdict(self))  # type: ignore[return-value]
+        return create_transform(**self._timm_arguments())  # type: ignore[return-value]
+
+    def _timm_arguments(self) -> dict[str, Any]:
+        return {name: value for name, value in dataclasses.asdict(self).items() if name != "exif_orientation"}
 
     @property
     def mode(self) -> Literal["L", "RGB"]:
