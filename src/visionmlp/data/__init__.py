@@ -1,7 +1,6 @@
 """Images in, batches out: every draw a function of seed, epoch and position."""
 
 from visionmlp.data.batches import BadImage, Batch, EvaluationBatches, TrainingBatches
-from visionmlp.data.decode import decode
 from visionmlp.data.policy import BadImageLog
 from visionmlp.data.sources import ImageSource, open_evaluation_data, open_training_data
 from visionmlp.data.transforms import Augmentation, Preprocessing
@@ -15,7 +14,6 @@ __all__ = [
     "ImageSource",
     "Preprocessing",
     "TrainingBatches",
-    "decode",
     "open_evaluation_data",
     "open_training_data",
 ]

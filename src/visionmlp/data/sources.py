@@ -39,7 +39,7 @@ class ImageSource(Protocol):
         ...
 
     def read(self, index: int) -> Path | BinaryIO | Image.Image:
-        """What `visionmlp.data.decode` takes; any exception means that it cannot be read."""
+        """What `visionmlp.data.decode.decode` takes; any exception means that it cannot be read."""
         ...
 
 
