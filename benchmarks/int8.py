@@ -17,6 +17,7 @@ import io
 import logging
 import statistics
 import tempfile
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,6 +28,7 @@ import torch
 from torch import nn
 
 import visionmlp
+from visionmlp.data.decode import decode
 from visionmlp.data.sources import open_evaluation_data
 from visionmlp.data.transforms import Preprocessing
 from visionmlp.deploy.certificate import randomise
@@ -132,10 +134,14 @@ def real_images(data: str, info: CheckpointInfo, limit: int | None) -> tuple[np.
     """Validation images and labels, all or a fixed choice."""
     source = open_evaluation_data(data, class_names=info.class_names)
     assert info.preprocessing is not None
-    evaluation = Preprocessing(**info.preprocessing)
+    evaluation = Preprocessing.from_saved(info.preprocessing)
     transform = evaluation.transform()
     order = torch.randperm(len(source), generator=torch.Generator().manual_seed(0)).tolist()[:limit]
-    images = [transform(source.read(index).convert(evaluation.mode)).numpy() for index in order]
+    turned = evaluation.exif_orientation
+    images = [
+        transform(decode(source.read(index), evaluation.mode, warn=warnings.warn, exif_orientation=turned)).numpy()
+        for index in order
+    ]
     return np.stack(images), np.array([source.label(index) for index in order])
 
 

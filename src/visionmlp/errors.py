@@ -55,6 +55,10 @@ class DataError(VisionMLPError, ValueError):
     """A dataset or an image cannot be used; the message names the file or folder."""
 
 
+class UnreadableImage(DataError):
+    """An image cannot be decoded; the message says why, and whoever asked for it which one."""
+
+
 class RunFolderError(VisionMLPError, OSError):
     """A run folder cannot be written, exists already, or holds nothing to resume."""
 

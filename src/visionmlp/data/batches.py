@@ -6,7 +6,7 @@ function of (seed, epoch, position). To resume an epoch in its middle is to skip
 
 import signal
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from PIL.Image import Image
@@ -14,7 +14,8 @@ from timm.data.distributed_sampler import RepeatAugSampler
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from visionmlp.data.policy import BadImage, BadImageLog
+from visionmlp.data.decode import decode, reason
+from visionmlp.data.policy import BadImage, BadImageLog, ImageNote
 from visionmlp.data.seeding import derive_seed, seeded
 from visionmlp.data.sources import ImageSource
 from visionmlp.data.transforms import Transform
@@ -22,11 +23,12 @@ from visionmlp.errors import DataError
 
 
 class Batch(NamedTuple):
-    """Images (B, C, H, W) and class numbers (B,), with the images met on the way that cannot be read."""
+    """Images (B, C, H, W) and class numbers (B,), with the images met on the way that cannot be read or are odd."""
 
     images: Tensor
     labels: Tensor
     bad: tuple[BadImage, ...] = ()
+    notes: tuple[ImageNote, ...] = ()
 
 
 class _Key(NamedTuple):
@@ -41,22 +43,24 @@ class _Sample(NamedTuple):
     image: Tensor | None
     label: int
     bad: tuple[BadImage, ...]
+    notes: tuple[ImageNote, ...] = ()
 
 
 class _TrainingSamples(Dataset[_Sample]):
     """A bad image is replaced by the next good one in the source's order."""
 
-    def __init__(self, source: ImageSource, transform: Transform, *, mode: str, seed: int, stop: bool) -> None:
-        self.source, self.transform, self.mode, self.seed, self.stop = source, transform, mode, seed, stop
+    def __init__(self, images: "_Images", transform: Transform, *, seed: int, stop: bool) -> None:
+        self.images, self.transform, self.seed, self.stop = images, transform, seed, stop
 
     def __getitem__(self, key: _Key) -> _Sample:
         bad: list[BadImage] = []
-        for offset in range(len(self.source)):
-            index = (key.image + offset) % len(self.source)
-            image = _read(self.source, index, self.mode)
+        source = self.images.source
+        for offset in range(len(source)):
+            index = (key.image + offset) % len(source)
+            image, notes = self.images.read(index)
             if not isinstance(image, BadImage):
                 with seeded(self.seed, key.epoch, key.position):
-                    return _Sample(self.transform(image), self.source.label(index), tuple(bad))
+                    return _Sample(self.transform(image), source.label(index), tuple(bad), notes)
             bad.append(image)
             if self.stop:
                 break
@@ -66,14 +70,14 @@ class _TrainingSamples(Dataset[_Sample]):
 class _EvaluationSamples(Dataset[_Sample]):
     """A bad image is left out."""
 
-    def __init__(self, source: ImageSource, transform: Transform, *, mode: str) -> None:
-        self.source, self.transform, self.mode = source, transform, mode
+    def __init__(self, images: "_Images", transform: Transform) -> None:
+        self.images, self.transform = images, transform
 
     def __getitem__(self, index: int) -> _Sample:
-        image = _read(self.source, index, self.mode)
+        image, notes = self.images.read(index)
         if isinstance(image, BadImage):
             return _Sample(None, -1, (image,))
-        return _Sample(self.transform(image), self.source.label(index), ())
+        return _Sample(self.transform(image), self.images.source.label(index), (), notes)
 
 
 class EpochOrder(Sampler[list[_Key]]):
@@ -127,7 +131,8 @@ class TrainingBatches:
         source: images.
         transform: from `Augmentation.transform`.
         order: which images, when.
-        mode: Pillow's mode that images are converted to.
+        mode: Pillow's mode that images are decoded to.
+        exif_orientation: whether images are turned as their EXIF says.
         bad_images: the policy.
         num_workers: processes that load; 0 loads in this one.
         pin_memory: for copies to a GPU.
@@ -139,13 +144,15 @@ class TrainingBatches:
         transform: Transform,
         order: EpochOrder,
         *,
-        mode: str,
+        mode: Literal["L", "RGB"],
+        exif_orientation: bool = True,
         bad_images: BadImageLog,
         num_workers: int = 0,
         pin_memory: bool = False,
     ) -> None:
         self.order, self.bad_images = order, bad_images
-        samples = _TrainingSamples(source, transform, mode=mode, seed=order.seed, stop=bad_images.policy == "stop")
+        images = _Images(source, mode, exif_orientation)
+        samples = _TrainingSamples(images, transform, seed=order.seed, stop=bad_images.policy == "stop")
         self.loader = _loader(samples, order, num_workers, pin_memory)
 
     def __len__(self) -> int:
@@ -181,7 +188,8 @@ class EvaluationBatches:
         transform: Transform,
         *,
         batch_size: int,
-        mode: str,
+        mode: Literal["L", "RGB"],
+        exif_orientation: bool = True,
         bad_images: BadImageLog,
         rank: int = 0,
         ranks: int = 1,
@@ -191,7 +199,8 @@ class EvaluationBatches:
         self.bad_images = bad_images
         indices = list(range(rank, len(source), ranks))
         batches = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
-        self.loader = _loader(_EvaluationSamples(source, transform, mode=mode), batches, num_workers, pin_memory)
+        samples = _EvaluationSamples(_Images(source, mode, exif_orientation), transform)
+        self.loader = _loader(samples, batches, num_workers, pin_memory)
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -204,17 +213,32 @@ class EvaluationBatches:
         _close(self.loader)
 
 
-def _read(source: ImageSource, index: int, mode: str) -> Image | BadImage:
-    try:
-        return source.read(index).convert(mode)
-    except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, ... on broken files
-        return BadImage(source.name(index), " ".join(str(error).split()) or type(error).__name__)
+class _Images(NamedTuple):
+    """Decoded images of a source."""
+
+    source: ImageSource
+    mode: Literal["L", "RGB"]
+    exif_orientation: bool
+
+    def read(self, index: int) -> tuple[Image | BadImage, tuple[ImageNote, ...]]:
+        texts: list[str] = []
+        try:
+            file = self.source.read(index)
+            image = decode(file, self.mode, warn=texts.append, exif_orientation=self.exif_orientation)
+        except Exception as error:  # a source may read from a disk or a library
+            return BadImage(self.source.name(index), reason(error)), ()
+        return image, tuple(ImageNote(self.source.name(index), text) for text in texts)
 
 
 def _collate(samples: list[_Sample]) -> Batch:
     good = [(sample.image, sample.label) for sample in samples if sample.image is not None]
     images = torch.stack([image for image, _ in good]) if good else torch.empty(0)
-    return Batch(images, torch.tensor([label for _, label in good]), tuple(b for sample in samples for b in sample.bad))
+    return Batch(
+        images,
+        torch.tensor([label for _, label in good]),
+        tuple(bad for sample in samples for bad in sample.bad),
+        tuple(note for sample in samples for note in sample.notes),
+    )
 
 
 def _loader(samples: Dataset[_Sample], batches: Any, num_workers: int, pin_memory: bool) -> DataLoader[Any]:
@@ -251,6 +275,7 @@ def _checked(loader: DataLoader[Any], bad_images: BadImageLog) -> Iterator[Batch
             lines = str(error).strip().splitlines() or [type(error).__name__]
             raise DataError(f"a data worker failed: {lines[-1]}; num_workers 0 shows where") from error
         bad_images.report(batch.bad)
+        bad_images.note(batch.notes)
         yield batch
 
 

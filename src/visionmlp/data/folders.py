@@ -6,8 +6,6 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from PIL import Image
-
 from visionmlp.data.files import FoundImages, find_images, most_common
 from visionmlp.data.labelled import LabelledImages
 from visionmlp.errors import DataError
@@ -46,11 +44,9 @@ class FolderSource(LabelledImages):
         """Paths below the folder."""
         return self.images
 
-    def read(self, index: int) -> Image.Image:
-        """Open and decode the file."""
-        with Image.open(self.name(index)) as image:
-            image.load()
-            return image
+    def read(self, index: int) -> Path:
+        """The file."""
+        return Path(self.name(index))
 
     def _deeper(self) -> list[str]:
         deeper = [image for image in self.images if image.count("/") > 1]

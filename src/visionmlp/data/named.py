@@ -1,13 +1,15 @@
 """Datasets with a name: scikit-learn's digits, torchvision's and Hugging Face's, the latter two by timm's names."""
 
 import contextlib
+import io
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
 from timm.data import create_dataset
+from torchvision.datasets import ImageNet, Places365
 
 from visionmlp.data.labelled import LabelledImages
 from visionmlp.data.splits import TRAIN_NAMES, split_names
@@ -68,6 +70,8 @@ class TorchSource(_PublishedOrder):
             self.dataset: Any = create_dataset(data, root=str(root), split=split, download=download)
         except (RuntimeError, OSError) as error:
             raise DataError(f"{data} is not in {root}, or incomplete; set download to fetch it") from error
+        if isinstance(self.dataset, ImageNet | Places365):
+            self.dataset.loader = Path  # theirs drops what a file says of orientation, depth and transparency
         self.data = data
         targets = np.asarray(self.dataset.targets)
         super().__init__(
@@ -85,8 +89,8 @@ class TorchSource(_PublishedOrder):
         """Indices."""
         return map(str, range(len(self)))
 
-    def read(self, index: int) -> Image.Image:
-        """The dataset's image."""
+    def read(self, index: int) -> Path | Image.Image:
+        """The file, or the image of a dataset that has none."""
         return self.dataset[index][0]
 
 
@@ -130,11 +134,10 @@ class HuggingFaceSource(_PublishedOrder):
         """Indices."""
         return map(str, range(len(self)))
 
-    def read(self, index: int) -> Image.Image:
-        """Decode an image."""
-        image = Image.open(self.reader[index][0])
-        image.load()
-        return image
+    def read(self, index: int) -> BinaryIO:
+        """The encoded image."""
+        with self.reader[index][0] as file:
+            return io.BytesIO(file.read())
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ OnBadImage = Literal["stop", "skip"]
 
 # file names are bytes, and need not be UTF-8
 _ERRORS = "surrogateescape"
+_MOST_NOTES = 20
 
 
 class BadImage(NamedTuple):
@@ -20,8 +21,15 @@ class BadImage(NamedTuple):
     reason: str
 
 
+class ImageNote(NamedTuple):
+    """What is odd about an image that is used all the same."""
+
+    name: str
+    text: str
+
+
 class BadImageLog:
-    """Applies the policy, and names each bad image once: as a warning and in a file.
+    """Applies the policy, and names each bad image once: as a warning and in a file. Passes notes on as warnings.
 
     Args:
         policy: ``"stop"`` raises at the first bad image, ``"skip"`` goes on.
@@ -32,6 +40,7 @@ class BadImageLog:
         self.policy = policy
         self.path = path
         self.names: set[str] = set()
+        self.notes: set[ImageNote] = set()
 
     def report(self, images: Iterable[BadImage]) -> None:
         """Take note of bad images.
@@ -54,6 +63,17 @@ class BadImageLog:
                 with self.path.open("a", encoding="utf-8", errors=_ERRORS) as file:
                     file.write(f"{image.name}\t{image.reason}\n")
             warnings.warn(f"skipped image {image.name}: {image.reason}", stacklevel=2)
+
+    def note(self, notes: Iterable[ImageNote]) -> None:
+        """Warn of each note once, up to a number that can be read."""
+        for note in notes:
+            if note in self.notes or len(self.notes) > _MOST_NOTES:
+                continue
+            self.notes.add(note)
+            if len(self.notes) > _MOST_NOTES:
+                warnings.warn(f"{note.name} and others too: {note.text}; further notes are left out", stacklevel=2)
+            else:
+                warnings.warn(f"{note.name}: {note.text}", stacklevel=2)
 
 
 def _names(path: Path) -> list[str]:

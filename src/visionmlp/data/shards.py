@@ -7,9 +7,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
-
-from PIL import Image
+from typing import BinaryIO, NamedTuple
 
 from visionmlp.data.files import image_suffixes, is_hidden, suffix_of
 from visionmlp.data.labelled import LabelledImages
@@ -70,14 +68,12 @@ class ShardSource(LabelledImages):
         names = [path.relative_to(self.root).as_posix() for path in self.shards]
         return (f"{names[member.shard]}:{member.key}:{member.size}" for member in self.members)
 
-    def read(self, index: int) -> Image.Image:
-        """Decode an image."""
+    def read(self, index: int) -> BinaryIO:
+        """The encoded image."""
         member = self.members[index]
         with self.shards[member.shard].open("rb") as shard:
             shard.seek(member.offset)
-            image = Image.open(io.BytesIO(shard.read(member.size)))
-        image.load()
-        return image
+            return io.BytesIO(shard.read(member.size))
 
     def use_classes(self, class_names: Sequence[str] | None, num_classes: int) -> None:
         """The numbers in a shard are those of a model's outputs."""

@@ -5,7 +5,7 @@ Every source is random access, as only then an epoch can be resumed in its middl
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 from PIL import Image
 
@@ -35,8 +35,8 @@ class ImageSource(Protocol):
         """Class of an image, an index into ``class_names``."""
         ...
 
-    def read(self, index: int) -> Image.Image:
-        """Decode an image; any exception means that it cannot be read."""
+    def read(self, index: int) -> Path | BinaryIO | Image.Image:
+        """What `visionmlp.data.decode.decode` takes; any exception means that it cannot be read."""
         ...
 
     def summary(self) -> DataSummary:

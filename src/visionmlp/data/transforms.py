@@ -1,7 +1,8 @@
 """From decoded images to normalised tensors, by timm's transforms."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 from PIL import Image
@@ -12,10 +13,12 @@ from torchvision import transforms
 
 Transform = Callable[[Image.Image], Tensor]
 
+_THIN = 32
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """What evaluation does to an image; the arguments of ``timm.data.create_transform``, saved with the weights."""
+    """What evaluation does to an image, saved with the weights."""
 
     input_size: tuple[int, int, int]
     """Channels, height, width."""
@@ -24,10 +27,29 @@ class Preprocessing:
     interpolation: str = "bicubic"
     crop_pct: float = 1.0
     """Side of the central crop over the side that the image is resized to."""
+    exif_orientation: bool = True
+    """Whether images are turned as their EXIF says."""
+
+    @classmethod
+    def from_saved(cls, values: Mapping[str, Any]) -> "Preprocessing":
+        """What a checkpoint or an exported file says; older ones say nothing of ``exif_orientation``."""
+        # JSON has no tuples
+        fields: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+        }
+        return cls(**fields)
+
+    def to_saved(self) -> dict[str, Any]:
+        """Arguments of ``timm.data.create_transform``, and ``exif_orientation`` where it is off."""
+        return self._timm_arguments() if self.exif_orientation else dataclasses.asdict(self)
 
     def transform(self) -> Transform:
-        """Resize, central crop, normalise: image to (C, H, W)."""
-        return create_transform(**dataclasses.asdict(self))  # type: ignore[return-value]
+        """Resize, central crop, normalise: image to (C, H, W). timm's, behind a step that bounds its memory."""
+        steps: Any = create_transform(**self._timm_arguments())
+        return transforms.Compose([_WithoutEnds(self.input_size[1:]), *steps.transforms])
+
+    def _timm_arguments(self) -> dict[str, Any]:
+        return {name: value for name, value in dataclasses.asdict(self).items() if name != "exif_orientation"}
 
     @property
     def mode(self) -> Literal["L", "RGB"]:
@@ -99,6 +121,26 @@ class Augmentation:
         if self.color_jitter:
             steps.append(transforms.ColorJitter(*[self.color_jitter] * 3))
         return transforms.Compose([*steps, normalise])
+
+
+class _WithoutEnds:
+    """Takes the ends off images that are more than 32 times as long as wide; others stay as they are.
+
+    Resizing the short side to the input's would make the long side huge, of which the central crop leaves next to
+    nothing. With the centre in place, the crop shows the same to within half a pixel, since sizes are whole numbers.
+    """
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        self.ratio = _THIN * max(size) / min(size)
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        short, long = sorted(image.size)
+        kept = math.ceil(short * self.ratio)
+        kept += (long - kept) % 2
+        if long <= kept:
+            return image
+        start, end = (long - kept) // 2, (long + kept) // 2
+        return image.crop((start, 0, end, short) if image.width > image.height else (0, start, short, end))
 
 
 def _operations(colour: transforms.Compose) -> Iterator[auto_augment.AugmentOp]:

@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import tempfile
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from visionmlp.data.decode import decode
 from visionmlp.data.seeding import derive_seed
 from visionmlp.data.sources import open_evaluation_data
 from visionmlp.data.transforms import Preprocessing
@@ -47,7 +49,7 @@ def calibration_images(
 
     Args:
         data: folder or dataset name, as for evaluation.
-        preprocessing: ``input_size``, ``mean``, ``std``, ``interpolation`` and ``crop_pct``, as in `CheckpointInfo`.
+        preprocessing: as in `CheckpointInfo`.
         count: how many; all of a smaller dataset.
         split: ``train``, ``validation`` or ``test``. Images that a model is then evaluated on must not calibrate it.
         root: where a named dataset lies.
@@ -65,15 +67,19 @@ def calibration_images(
             f"calibration needs at least {MINIMUM_IMAGES} images, better {CALIBRATION_IMAGES}; got {count}"
         )
     source = open_evaluation_data(data, split=split, root=root)
-    evaluation = Preprocessing(**preprocessing)
+    evaluation = Preprocessing.from_saved(preprocessing)
     transform = evaluation.transform()
     order = torch.randperm(len(source), generator=torch.Generator().manual_seed(derive_seed(seed)))
     given = 0
     for index in order.tolist():
+        notes: list[str] = []
         try:
-            image = source.read(index).convert(evaluation.mode)
-        except Exception:  # decoders raise anything on broken files; the count below notices
+            file = source.read(index)
+            image = decode(file, evaluation.mode, warn=notes.append, exif_orientation=evaluation.exif_orientation)
+        except Exception:  # a source may read from a disk or a library; the count below notices
             continue
+        for note in notes:
+            warnings.warn(f"{source.name(index)}: {note}", stacklevel=1)
         yield transform(image)[None].numpy()
         given += 1
         if given == count:

@@ -32,7 +32,8 @@ class CheckpointInfo:
     class_names: list[str] | None = None
     """Names of the classifier's outputs, in order."""
     preprocessing: dict[str, Any] | None = None
-    """``input_size``, ``mean``, ``std``, ``interpolation`` and ``crop_pct`` for ``timm.data.create_transform``."""
+    """``input_size``, ``mean``, ``std``, ``interpolation`` and ``crop_pct`` for ``timm.data.create_transform``, and
+    ``exif_orientation`` where it is off; see `visionmlp.data.Preprocessing`."""
     source: str = "fresh weights"
     """Where the weights come from."""
 

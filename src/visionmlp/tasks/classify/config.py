@@ -71,6 +71,9 @@ class ClassifyConfig(TrainingConfig):
     crop_pct: float | None = option(
         None, "side of evaluation's central crop over the resized side, if not the model's own", group="images"
     )
+    exif_orientation: bool = option(
+        True, "turn images as their EXIF says, here and wherever the model is used", group="images"
+    )
     crop: Literal["resized", "pad", "center"] = option(
         "resized",
         "training crops: a random area, resized; the image shifted within a border; or as in evaluation",
@@ -174,7 +177,8 @@ class ClassifyConfig(TrainingConfig):
     def preprocessing(self, model: Backbone) -> Preprocessing:
         """What evaluation does to an image: the model's own, where nothing else is given."""
         own = default_preprocessing(model)
-        given = {name: getattr(self, name) for name in ("mean", "std", "interpolation", "crop_pct")}
+        names = ("mean", "std", "interpolation", "crop_pct", "exif_orientation")
+        given = {name: getattr(self, name) for name in names}
         result = Preprocessing(**{**own, **{name: value for name, value in given.items() if value is not None}})
         channels = result.input_size[0]
         for name in ("mean", "std"):

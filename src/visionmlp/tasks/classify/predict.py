@@ -8,18 +8,18 @@ import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from PIL import Image, UnidentifiedImageError
 from rich.table import Table
 from rich.text import Text
-from timm.data import ImageNetInfo, create_transform
+from timm.data import ImageNetInfo
 from torch import Tensor
 
 from visionmlp.data import files
+from visionmlp.data.decode import decode, reason
+from visionmlp.data.transforms import Preprocessing, Transform
 from visionmlp.deploy.session import SessionModel, preprocessing_of
-from visionmlp.errors import InvalidConfig
+from visionmlp.errors import InvalidConfig, UnreadableImage
 from visionmlp.measure.timing import open_device
 from visionmlp.models.backbone import Backbone
 from visionmlp.models.checkpoint import CheckpointInfo
@@ -108,10 +108,11 @@ def predict(
     place = open_device(device)
     model = model.to(place)
     names = class_names_of(model, info)
-    transform = create_transform(**preprocessing_of(model, info), is_training=False)
+    preprocessing = Preprocessing.from_saved(preprocessing_of(model, info))
+    transform = preprocessing.transform()
     images = find_images(inputs)
     while chunk := list(itertools.islice(images, batch_size)):
-        tensors: list[Tensor | str] = [_read(name, transform, model.in_chans) for name in chunk]
+        tensors: list[Tensor | str] = [_read(name, preprocessing, transform) for name in chunk]
         readable = [tensor for tensor in tensors if isinstance(tensor, Tensor)]
         scores = iter(_scores(model, readable, names, top_k, place))
         for name, tensor in zip(chunk, tensors, strict=True):
@@ -135,19 +136,20 @@ def predictions_table(predictions: Sequence[Prediction]) -> Table:
     return table
 
 
-def _read(name: str, transform: Any, channels: int) -> Tensor | str:
+def _read(name: str, preprocessing: Preprocessing, transform: Transform) -> Tensor | str:
     """The image as (C, H, W), or why it cannot be read."""
     if Path(name).is_dir():
         return f"no images in this folder; image files end in {', '.join(sorted(files.image_suffixes()))}"
+    notes: list[str] = []
     try:
-        with Image.open(io.BytesIO(sys.stdin.buffer.read()) if name == STDIN else name) as image:
-            return transform(image.convert("L" if channels == 1 else "RGB"))
-    except UnidentifiedImageError:
-        return "not an image, or of an unknown format"
-    except FileNotFoundError:
-        return "no such file"
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        return str(error)
+        file = io.BytesIO(sys.stdin.buffer.read()) if name == STDIN else Path(name)
+        image = decode(file, preprocessing.mode, warn=notes.append, exif_orientation=preprocessing.exif_orientation)
+        tensor = transform(image)
+    except (UnreadableImage, MemoryError) as error:
+        return reason(error)
+    for note in notes:
+        warnings.warn(f"{name}: {note}", stacklevel=2)
+    return tensor
 
 
 @torch.inference_mode()

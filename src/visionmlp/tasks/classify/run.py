@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, cast
 
@@ -124,12 +123,13 @@ def evaluate(
     source = open_evaluation_data(
         data, split=split, root=data_root, class_names=info.class_names, num_classes=model.num_classes
     )
-    preprocessing = Preprocessing(**_tuples(preprocessing_of(model, info)))
+    preprocessing = Preprocessing.from_saved(preprocessing_of(model, info))
     batches = EvaluationBatches(
         source,
         preprocessing.transform(),
         batch_size=batch_size,
         mode=preprocessing.mode,
+        exif_orientation=preprocessing.exif_orientation,
         bad_images=BadImageLog(on_bad_image),
         num_workers=num_workers,
     )
@@ -226,6 +226,7 @@ def _train(fabric: "Fabric", config: ClassifyConfig, resume: bool) -> TrainResul
         config.augmentation.transform(preprocessing),
         order,
         mode=preprocessing.mode,
+        exif_orientation=preprocessing.exif_orientation,
         bad_images=log,
         num_workers=config.num_workers,
         pin_memory=on_gpu,
@@ -235,6 +236,7 @@ def _train(fabric: "Fabric", config: ClassifyConfig, resume: bool) -> TrainResul
         preprocessing.transform(),
         batch_size=config.part_size,
         mode=preprocessing.mode,
+        exif_orientation=preprocessing.exif_orientation,
         bad_images=log,
         rank=fabric.global_rank,
         ranks=fabric.world_size,
@@ -247,7 +249,7 @@ def _train(fabric: "Fabric", config: ClassifyConfig, resume: bool) -> TrainResul
 
     def write_weights(path: Path, weights: nn.Module) -> None:
         assert isinstance(weights, Backbone)
-        save_checkpoint(path, weights, class_names=class_names, preprocessing=dataclasses.asdict(preprocessing))
+        save_checkpoint(path, weights, class_names=class_names, preprocessing=preprocessing.to_saved())
 
     def keep_best(weights: nn.Module, metric: ClassificationMetric) -> None:
         write_weights(run.model, weights)
@@ -284,7 +286,3 @@ def _facts(training: ImageSource, evaluation: ImageSource) -> dict[str, Any]:
         "training images": len(training),
         "evaluation images": len(evaluation),
     }
-
-
-def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
