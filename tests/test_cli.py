@@ -17,11 +17,11 @@ import torch
 import yaml
 from PIL import Image
 from rich.console import Console
+from visionmlp.cli.evaluation import scores_table
 
 import visionmlp
 from visionmlp.cli import main
 from visionmlp.cli.commands import COMMANDS
-from visionmlp.cli.evaluation import scores_table
 from visionmlp.deploy.certificate import randomise
 from visionmlp.models.checkpoint import load_model, save_checkpoint
 from visionmlp.recipes.published import RECIPES

@@ -18,7 +18,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from visionmlp.engine.config import TrainingConfig
@@ -161,6 +160,8 @@ class RunFolder:
 
 def environment() -> dict[str, Any]:
     """Code, versions, machine and command of this process."""
+    import torch  # here, since reading a folder does not need it
+
     return {
         "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "command": sys.argv,

@@ -4,25 +4,21 @@ import dataclasses
 import io
 import itertools
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image, UnidentifiedImageError
-from rich.table import Table
-from rich.text import Text
 from timm.data import ImageNetInfo, create_transform
-from timm.data.readers.img_extensions import get_img_extensions
 from torch import Tensor
 
+from visionmlp.data.inputs import STDIN, find_images, why_no_images
 from visionmlp.deploy.runtimes import SessionModel
 from visionmlp.errors import CheckpointError, InvalidConfig
 from visionmlp.measure.timing import open_device
 from visionmlp.models.backbone import Backbone
 from visionmlp.models.checkpoint import CheckpointInfo, default_preprocessing
-
-STDIN = "-"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,20 +38,26 @@ class Prediction:
     classes: list[ClassScore] = dataclasses.field(default_factory=list)
     error: str | None = None
 
+    def lines(self) -> list[str]:
+        """A class a line, most probable first."""
+        return [f"{score.probability:6.1%}  {score.name}" for score in self.classes]
 
-def find_images(inputs: Iterable[str]) -> Iterator[str]:
-    """Image files of files, folders (with their sub-folders, sorted) and ``-``.
+    def rows(self) -> list[dict[str, Any]]:
+        """A class a row, most probable first."""
+        return [
+            {
+                "image": self.image,
+                "rank": rank,
+                "index": score.index,
+                "class": score.name,
+                "probability": score.probability,
+            }
+            for rank, score in enumerate(self.classes, start=1)
+        ]
 
-    A missing file and a folder without images come back as they are: it is for the reader to say so.
-    """
-    extensions = get_img_extensions(as_set=True)
-    for name in inputs:
-        folder = Path(name)
-        if not folder.is_dir():
-            yield name
-            continue
-        files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in extensions and path.is_file())
-        yield from map(str, files or [folder])
+    def record(self) -> dict[str, Any]:
+        """Name, classes and error."""
+        return dataclasses.asdict(self)
 
 
 def class_names_of(model: Backbone | SessionModel, info: CheckpointInfo) -> list[str]:
@@ -136,24 +138,10 @@ def predict(
                 yield Prediction(image=name, classes=next(scores))
 
 
-def predictions_table(predictions: Sequence[Prediction]) -> Table:
-    """One line per image and class; images that could not be read are left out."""
-    table = Table()
-    table.add_column("image", overflow="fold")
-    table.add_column("class")
-    table.add_column("probability", justify="right")
-    for prediction in predictions:
-        for rank, score in enumerate(prediction.classes):
-            # as Text, since names may look like rich's markup
-            table.add_row(Text(prediction.image if rank == 0 else ""), Text(score.name), f"{score.probability:.1%}")
-        table.add_section()
-    return table
-
-
 def _read(name: str, transform: Any, channels: int) -> Tensor | str:
     """The image as (C, H, W), or why it cannot be read."""
     if Path(name).is_dir():
-        return f"no images in this folder; image files end in {', '.join(sorted(get_img_extensions(as_set=True)))}"
+        return why_no_images(name)
     try:
         with Image.open(io.BytesIO(sys.stdin.buffer.read()) if name == STDIN else name) as image:
             return transform(image.convert("L" if channels == 1 else "RGB"))
