@@ -6,6 +6,7 @@ tables are those of a run that was never interrupted.
 
 import contextlib
 import csv
+import dataclasses
 import datetime
 import io
 import json
@@ -13,7 +14,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,7 @@ class RunFolder:
         """
         before = type(config).from_plain(self.read_config()).to_plain()
         now = config.to_plain()
-        free = {field.name for field in _fields(config) if field.metadata["may_change"]}
+        free = {field.name for field in dataclasses.fields(config) if field.metadata["may_change"]}
         for name, value in now.items():
             if name not in free and value != before[name]:
                 raise InvalidConfig(
@@ -197,10 +198,6 @@ def _versions() -> dict[str, str]:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
     return versions
-
-
-def _fields(config: TrainingConfig) -> Sequence[Any]:
-    return list(config.__dataclass_fields__.values())
 
 
 def _is_number(cell: str | None) -> bool:
