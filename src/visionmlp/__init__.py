@@ -1,15 +1,20 @@
 """visionmlp: every published vision MLP, exactly as its paper and its authors' weights define it."""
 
-from visionmlp import models  # noqa: F401  (registers every family)
+import sys
+from typing import TYPE_CHECKING
+
 from visionmlp.errors import CheckpointMismatch, VisionMLPError
-from visionmlp.layers.fusible import Fusible, reparameterize
-from visionmlp.layers.packing import prepack
-from visionmlp.models.checkpoint import load_checkpoint, load_model, save_checkpoint
-from visionmlp.models.dense import dense_features
-from visionmlp.models.locality import add_locality
-from visionmlp.models.official import load_official, save_official
-from visionmlp.models.registry import create_model, list_models, published_weights
-from visionmlp.models.upcycling import upcycle
+from visionmlp.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from visionmlp.layers.fusible import Fusible, reparameterize
+    from visionmlp.layers.packing import prepack
+    from visionmlp.models.checkpoint import load_checkpoint, load_model, save_checkpoint
+    from visionmlp.models.dense import dense_features
+    from visionmlp.models.locality import add_locality
+    from visionmlp.models.official import load_official, save_official
+    from visionmlp.models.registry import create_model, list_models, published_weights
+    from visionmlp.models.upcycling import upcycle
 
 __version__ = "0.1.0"
 __all__ = [
@@ -30,3 +35,30 @@ __all__ = [
     "save_official",
     "upcycle",
 ]
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "Fusible": "visionmlp.layers.fusible",
+        "reparameterize": "visionmlp.layers.fusible",
+        "prepack": "visionmlp.layers.packing",
+        "load_checkpoint": "visionmlp.models.checkpoint",
+        "load_model": "visionmlp.models.checkpoint",
+        "save_checkpoint": "visionmlp.models.checkpoint",
+        "dense_features": "visionmlp.models.dense",
+        "add_locality": "visionmlp.models.locality",
+        "load_official": "visionmlp.models.official",
+        "save_official": "visionmlp.models.official",
+        "create_model": "visionmlp.models.registry",
+        "list_models": "visionmlp.models.registry",
+        "published_weights": "visionmlp.models.registry",
+        "upcycle": "visionmlp.models.upcycling",
+    },
+)
+
+# `import visionmlp` makes timm.create_model find every family, whichever of the two is imported first, and so imports
+# both and torch, which takes seconds. The command alone does without until it needs a model: help, refusals and the
+# table of models shall not wait. It is recognised by its own module, or as `python -m visionmlp`: sys.argv[0] is "-m"
+# only while Python looks for the module to run.
+if "visionmlp_command" not in sys.modules and sys.argv[:1] != ["-m"]:
+    from visionmlp import models  # noqa: F401  (registers every family)

@@ -2,7 +2,7 @@
 
 import sys
 
-from visionmlp.cli import main
+from visionmlp_command import main
 
 if __name__ == "__main__":
     sys.exit(main())

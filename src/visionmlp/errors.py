@@ -3,8 +3,9 @@
 The CLI prints the message without a traceback and exits with code 2. Everything else that is raised is a bug.
 """
 
+import difflib
 import importlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import ModuleType
 
 
@@ -14,6 +15,19 @@ class VisionMLPError(Exception):
 
 class UnknownModel(VisionMLPError, ValueError):
     """No model has this name; the message lists the nearest names."""
+
+    @classmethod
+    def of(cls, name: str, known: Iterable[str]) -> "UnknownModel":
+        """The error for a name that is not among the known ones."""
+        near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.4)
+        hint = f"did you mean {', '.join(near)}?" if near else "see visionmlp.list_models()"
+        return cls(f"no model {name!r}; {hint}")
+
+    @classmethod
+    def of_weights(cls, name: str, tag: str, tags: Sequence[str]) -> "UnknownModel":
+        """The error for a tag that is not among those of the model's weights."""
+        there = f"there are {', '.join(tags)}" if tags else "it has none"
+        return cls(f"{name} has no weights {tag!r}; {there}")
 
 
 class InvalidConfig(VisionMLPError, ValueError):
@@ -69,6 +83,10 @@ class TrainingDiverged(VisionMLPError, RuntimeError):
 
 class MissingExtra(VisionMLPError, ImportError):
     """An optional dependency is not installed; the message names the extra to install."""
+
+
+class Note(UserWarning):
+    """Something that is not wrong but that the user should know; the CLI prints it as a note, not as a warning."""
 
 
 def require(module: str, *, extra: str) -> ModuleType:

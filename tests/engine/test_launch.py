@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from visionmlp.engine import launch, on_rank_zero
+from visionmlp.engine.launch import launch, on_rank_zero
 from visionmlp.errors import DataError, InvalidConfig
 
 from .toy import config_for

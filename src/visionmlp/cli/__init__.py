@@ -1,6 +1,6 @@
 """The command line: ``visionmlp COMMAND --help`` explains each command.
 
-Nothing here or in `options` imports torch; a command imports what it needs when it runs.
+Nothing here imports torch before a command does its work; `visionmlp_command` starts it.
 """
 
 from visionmlp.cli.main import main

@@ -1,17 +1,17 @@
-"""Entry point: finds the command, parses its options, runs it, and turns every expected failure into one line."""
+"""Finds the command, parses its options, runs it, and turns every expected failure into one line."""
 
+import argparse
 import io
 import os
 import sys
 import warnings
-from argparse import ArgumentError
 from collections.abc import Sequence
 
-from jsonargparse import ArgumentParser, Namespace
-
+import visionmlp
+from visionmlp.cli.command import Command
 from visionmlp.cli.commands import COMMANDS
-from visionmlp.cli.parser import UsageError, build_parser, config_first, nearest, usage_error
-from visionmlp.errors import VisionMLPError
+from visionmlp.cli.usage import HelpFormatter, UsageError, nearest, unexpected
+from visionmlp.errors import Note, VisionMLPError
 
 DESCRIPTION = """Vision MLPs: nine families of the literature. Train them, re-parameterise them, measure and ship them.
 
@@ -65,39 +65,36 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(words: Sequence[str]) -> int:
     """Dispatch to the command that the first word names."""
     if words and words[0] in COMMANDS:
-        command = COMMANDS[words[0]]
-        parser = build_parser(f"visionmlp {words[0]}", description=command.description, epilog=command.epilog)
-        command.add_options(parser, words[1:])
-        namespace = parse(parser, config_first(words[1:]))
-        return 0 if namespace is None else command.run(namespace)
+        return run_command(words[0], COMMANDS[words[0]], words[1:])
     if words and not words[0].startswith("-"):
         hint = nearest(words[0], COMMANDS) or f"there are {', '.join(COMMANDS)}"
         raise UsageError(f"unknown command {words[0]!r}; {hint}")
-    parser = build_parser("visionmlp", description=DESCRIPTION, epilog=EPILOG)
+    parser = argparse.ArgumentParser(
+        "visionmlp", description=DESCRIPTION, epilog=EPILOG, formatter_class=HelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--version", action="store_true", help="print the version")
-    commands = parser.add_subcommands(required=False, dest="command", title="commands", description=None)
+    commands = parser.add_subparsers(title="commands", dest="command")
     for name, command in COMMANDS.items():
-        commands.add_subcommand(name, build_parser(name, description=command.description), help=command.summary)
-    namespace = parse(parser, words)
-    if namespace is None:
-        return 0
-    if namespace.version:
-        from importlib.metadata import version
-
-        sys.stdout.write(f"visionmlp {version('visionmlp')}\n")
+        commands.add_parser(name, help=command.summary)
+    known = {"-h", "--help", "--version"}
+    for word in words:
+        if word not in known:
+            raise unexpected(word, known, "visionmlp")
+    if list(words) == ["--version"]:
+        sys.stdout.write(f"visionmlp {visionmlp.__version__}\n")
     else:
         parser.print_help()
     return 0
 
 
-def parse(parser: ArgumentParser, words: Sequence[str]) -> Namespace | None:
-    """The parsed arguments, or None when the parser has printed its help or config."""
-    try:
-        return parser.parse_args(list(words))
-    except ArgumentError as error:
-        raise usage_error(error, parser) from error
-    except SystemExit:
-        return None
+def run_command(name: str, command: Command, words: Sequence[str]) -> int:
+    """Parse the words behind a command's name and run it."""
+    from visionmlp.cli.parser import build_parser, config_first, parse
+
+    parser = build_parser(f"visionmlp {name}", description=command.description, epilog=command.epilog)
+    command.add_options(parser, words)
+    namespace = parse(parser, config_first(words))
+    return 0 if namespace is None else command.run(namespace)
 
 
 def one_line(error: BaseException) -> str:
@@ -107,9 +104,10 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-def show_warning(message: Warning | str, *_: object, **__: object) -> None:
+def show_warning(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
     """One line, without the place in the code."""
-    sys.stderr.write(f"warning: {' '.join(str(message).split())}\n")
+    kind = "note" if issubclass(category, Note) else "warning"
+    sys.stderr.write(f"{kind}: {' '.join(str(message).split())}\n")
 
 
 def fail(line: str, code: int) -> int:

@@ -1,47 +1,15 @@
-"""The options of every command, each written once: a field is the option, its type, its default and its help.
+"""The options of commands that know no task: a field is the option, its type, its default and its help.
 
-``train`` takes `visionmlp.recipes.classify.ClassifyConfig` as it is, so its options are written there.
+Those of ``train``, ``eval`` and ``predict`` are the task's, see `visionmlp.tasks.definition`.
 """
 
 # ruff: noqa: RUF009 (`option` returns a dataclass field)
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-MODEL_HELP = "model name, run folder or checkpoint file (.safetensors)"
-
-
-def option(
-    help: str, default: Any = dataclasses.MISSING, *, metavar: str | None = None, positional: bool = False
-) -> Any:
-    """A dataclass field that is a command-line option.
-
-    Args:
-        help: the text behind the option, without the default.
-        default: left out for an option that must be given.
-        metavar: placeholder of the value.
-        positional: without a leading ``--``.
-    """
-    metadata = {"help": help, "metavar": metavar, "positional": positional}
-    return dataclasses.field(default=default, metadata=metadata)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelOptions:
-    """Which model, and with which weights."""
-
-    model: str = option(MODEL_HELP, metavar="MODEL", positional=True)
-    checkpoint: Path | None = option(
-        "weights for a model name: the authors' file (.pth, .npz) or a checkpoint; "
-        "to have the authors' file downloaded, see --pretrained",
-        None,
-        metavar="FILE",
-    )
-    pretrained: bool = option(
-        "download the authors' weights for a model name, where they have an address; NAME.TAG chooses among several",
-        False,
-    )
+from visionmlp.tasks.options import MODEL_HELP, ModelOptions, option
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,53 +18,6 @@ class ModelsOptions:
 
     pattern: str = option("part of a name, or a pattern such as 'resmlp_*_p8'", "", metavar="PATTERN", positional=True)
     family: str | None = option("only this family: repmlpnet, resmlp, mlpmixer, ...", None, metavar="NAME")
-    json: bool = option("JSON instead of a table", False)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ServedOptions(ModelOptions):
-    """Which model, and what runs it."""
-
-    model: str = option(MODEL_HELP + " or exported file (.onnx, .xml, .pt2)", metavar="MODEL", positional=True)
-    runtime: Literal["torch", "onnxruntime", "openvino", "aotinductor"] | None = option(
-        "what runs the model; the last three export a model or checkpoint in memory; default: torch, or for an "
-        "exported file what it was exported for; machine code runs only where aotinductor is given",
-        None,
-    )
-    threads: int | None = option("CPU threads; default: the runtime's choice", None)
-    device: str = option("cpu, cuda, cuda:1, ...; exported models run on cpu", "cpu", metavar="NAME")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EvalOptions(ServedOptions):
-    """Options of ``eval``."""
-
-    data: str | None = option(
-        "dataset: a folder of class folders, or a name such as sklearn/digits, torch/cifar100 or hfds/...; "
-        "default: that of the run",
-        None,
-    )
-    data_root: Path | None = option("where a named dataset lies or is downloaded to", None, metavar="FOLDER")
-    split: Literal["validation", "train", "test"] = option("part of the dataset", "validation")
-    batch_size: int = option("images per step", 64)
-    num_workers: int = option("processes that load images", 0)
-    on_bad_image: Literal["skip", "stop"] = option(
-        "an image that cannot be read is named, then skipped or fatal", "stop"
-    )
-    json: bool = option("JSON instead of a table", False)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PredictOptions(ServedOptions):
-    """Options of ``predict``."""
-
-    inputs: tuple[str, ...] = option(
-        "image files, folders (searched with their sub-folders), or - for an image on standard input",
-        metavar="INPUT",
-        positional=True,
-    )
-    top_k: int = option("classes per image", 5)
-    batch_size: int = option("images per step", 16)
     json: bool = option("JSON instead of a table", False)
 
 
@@ -218,9 +139,17 @@ class DemoOptions:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class TaskSwitch:
+    """Option of ``eval`` and ``predict`` beside those of the task."""
+
+    task: str = option("what the model was trained for, where neither run nor checkpoint says it", metavar="NAME")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainSwitches:
     """Options of ``train`` beside the configuration."""
 
+    task: str = option("what to train for; decides all other options but these", metavar="NAME")
     recipe: str | None = option("take the defaults from this published recipe", None, metavar="NAME")
     resume: bool = option("continue the run in the output folder from its last checkpoint, with its own config", False)
     print_config: bool = option("print the configuration that would be used, as YAML for --config, and stop", False)

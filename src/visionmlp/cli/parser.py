@@ -2,46 +2,18 @@
 
 import argparse
 import dataclasses
-import difflib
 import re
 import types
 import typing
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 
+from visionmlp.cli.usage import HelpFormatter, UsageError, nearest, unexpected
+
 _METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
-
-
-class UsageError(Exception):
-    """The command line cannot be understood; the message is one line."""
-
-
-class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Every option on one short line of usage, with its default as one would type it."""
-
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=32, width=110)
-
-    def _format_usage(self, usage: Any, actions: Any, groups: Any, prefix: Any) -> str:
-        """Positional arguments only: the list below has the options."""
-        if usage is None and not any(isinstance(action, argparse._SubParsersAction) for action in actions):
-            positionals = [action for action in actions if not action.option_strings]
-            required = [action for action in actions if action.option_strings and action.required]
-            words = [
-                self._format_args(action, self._get_default_metavar_for_positional(action)) for action in positionals
-            ]
-            words += [f"{action.option_strings[0]} {action.metavar}" for action in required]
-            usage = " ".join([self._prog, *words, "[options]"])
-        return super()._format_usage(usage, actions, groups, prefix)
-
-    def _format_action_invocation(self, action: argparse.Action) -> str:
-        """A switch that is off shows only how to turn it on."""
-        if isinstance(action, ActionYesNo) and not action.default:
-            return action.option_strings[0]
-        return super()._format_action_invocation(action)
 
 
 def build_parser(prog: str, *, description: str, epilog: str | None = None) -> ArgumentParser:
@@ -56,6 +28,16 @@ def build_parser(prog: str, *, description: str, epilog: str | None = None) -> A
         print_config=None,
         default_env=False,
     )
+
+
+def parse(parser: ArgumentParser, words: Sequence[str]) -> Namespace | None:
+    """The parsed arguments, or None when the parser has printed its help."""
+    try:
+        return parser.parse_args(list(words))
+    except argparse.ArgumentError as error:
+        raise usage_error(error, parser) from error
+    except SystemExit:
+        return None
 
 
 def add_fields(
@@ -128,10 +110,7 @@ def usage_error(error: Exception, parser: ArgumentParser) -> UsageError:
     text = " ".join(str(error).split())
     spelled = {action.dest: _spelling(action) for action in parser._actions}
     if match := re.search(r"unrecognized arguments: (\S+)", text):
-        word = match[1].partition("=")[0]
-        kind = "unknown option" if word.startswith("-") else "unexpected argument"
-        known = [name for name in spelled.values() if name.startswith("--")]
-        return UsageError(f"{kind} {word}; {nearest(word.replace('_', '-'), known) or f'see {parser.prog} --help'}")
+        return unexpected(match[1], spelled.values(), parser.prog)
     if match := re.search(r"Option '(\S+)' is not accepted", text):
         key = match[1]
         return UsageError(
@@ -151,6 +130,11 @@ def usage_error(error: Exception, parser: ArgumentParser) -> UsageError:
     return UsageError(text.removeprefix("argument "))
 
 
+def value_count(hint: Any) -> int | str | None:
+    """How many words an option of this type takes: a number, ``"*"``, or None for one value."""
+    return _items(hint)[1]
+
+
 def config_first(words: Sequence[str]) -> list[str]:
     """The words with ``--config FILE`` moved to the front, since of two settings a parser takes the later."""
     front, rest = [], list(words)
@@ -160,12 +144,6 @@ def config_first(words: Sequence[str]) -> list[str]:
         elif words[index] == "--config" and index + 1 < len(words):
             front = [rest.pop(index), rest.pop(index), *front]
     return front + rest
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """``did you mean ...?`` with the nearest of the known words, or nothing."""
-    near = difflib.get_close_matches(word, list(known), n=3)
-    return f"did you mean {', '.join(near)}?" if near else ""
 
 
 def _spelling(action: argparse.Action) -> str:

@@ -1,80 +1,162 @@
-"""The ``train`` command: the fields of ClassifyConfig, with defaults from a recipe or from the run to resume."""
+"""``visionmlp train``: the fields of the task's configuration, with defaults from a recipe or the run to resume."""
 
-import argparse
 import dataclasses
 import inspect
 import sys
+import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
-
+from visionmlp.cli.command import Command
 from visionmlp.cli.options import TrainSwitches
-from visionmlp.cli.parser import UsageError, add_fields, nearest, options_from
+from visionmlp.cli.usage import UsageError, nearest
+
+if TYPE_CHECKING:
+    import argparse
+
+    from jsonargparse import ArgumentParser, Namespace
 
 
-def add_train_options(parser: ArgumentParser, words: Sequence[str]) -> None:
-    """Options of ``train``; ``--recipe`` and ``--resume`` on the command line decide what the defaults are."""
-    from visionmlp.tasks.classify.run import ClassifyConfig
+def add_options(parser: "ArgumentParser", words: Sequence[str]) -> None:
+    """Options of the task; ``--recipe`` and ``--resume`` on the command line decide what the defaults are."""
+    from jsonargparse import ActionConfigFile
+
+    from visionmlp.cli.parser import add_fields
+    from visionmlp.cli.tasks import agreed
+    from visionmlp.tasks.register import load_task
 
     given = _scan(words)
+    continued = given.resume and not given.config and not {"-h", "--help"} & set(words)
+    if continued and given.output is None:
+        raise UsageError("--resume needs --output, the run folder to continue")
+    name = agreed(_said(given))
+    config = load_task(name).config
     defaults = {} if given.recipe is None else _recipe_defaults(given.recipe)
     model = defaults.pop("model", None)
     # first in the help
-    add_fields(parser, TrainSwitches)
+    add_fields(parser, TrainSwitches, {"task": name})
     parser.add_argument(
         "--config", action=ActionConfigFile, metavar="run.yaml", help="YAML file of options, spelled with underscores"
     )
-    add_fields(parser, ClassifyConfig, defaults, positional=("model",))
+    add_fields(parser, config, defaults, positional=("model",))
     if model is not None:
         # not as the positional's own default, which argparse would prefer to the config file's
         parser.set_defaults(model=model)
-    if given.resume and not given.config and not {"-h", "--help"} & set(words):
-        if given.output is None:
-            raise UsageError("--resume needs --output, the run folder to continue")
-        from visionmlp.engine.run_folder import RunFolder
-
-        folder = Path(given.output)
-        RunFolder(folder).read_config()
-        parser.default_config_files = [str(folder / "config.yaml")]
+    if continued:
+        parser.default_config_files = [str(_run_folder(given.output) / "config.yaml")]
 
 
-def train(namespace: Namespace) -> int:
+def run(namespace: "Namespace") -> int:
     """Train, or print the configuration."""
-    from visionmlp.tasks.classify.run import ClassifyConfig, train
+    from visionmlp.cli.parser import options_from
+    from visionmlp.tasks.register import load_task
 
+    task = load_task(namespace.task)
     switches = options_from(namespace, TrainSwitches)
-    config = options_from(namespace, ClassifyConfig)
+    if not switches.print_config:
+        task.check_model(namespace.model)
+    config = options_from(namespace, task.config)
     if switches.print_config:
         import yaml
 
         yaml.safe_dump(config.to_plain(), sys.stdout, sort_keys=False)
         return 0
-    result = train(config, resume=switches.resume)
-    numbers = "  ".join(f"{name} {value:.4g}" for name, value in result.metrics.items())
-    sys.stdout.write(f"{numbers}  (step {result.best_step} of {result.steps}, {result.seconds:.0f} s)\n")
-    sys.stdout.write(f"wrote {result.folder}: model.safetensors, report.html\n")
+    result = task.train(config, resume=switches.resume)
+    if result.rank == 0:
+        numbers = "  ".join(f"{name} {value:.4g}" for name, value in result.metrics.items())
+        sys.stdout.write(f"{numbers}  (step {result.best_step} of {result.steps}, {result.seconds:.0f} s)\n")
+        sys.stdout.write(f"wrote {result.folder}: model.safetensors, report.html\n")
     return 0
 
 
-def _scan(words: Sequence[str]) -> argparse.Namespace:
+def _scan(words: Sequence[str]) -> "argparse.Namespace":
     """What has to be known before the parser can be built."""
-    scanner = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    scanner.add_argument("--recipe", nargs="?")
-    scanner.add_argument("--output", nargs="?")
-    scanner.add_argument("--config", nargs="?")
-    scanner.add_argument("--resume", action="store_true")
-    return scanner.parse_known_args(list(words))[0]
+    from visionmlp.cli.tasks import scan
+
+    return scan(words, TrainSwitches, _Files)[0]
 
 
-def _recipe_defaults(name: str) -> dict[str, Any]:
-    """The fields that a recipe decides: all but the arguments that its caller must give."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Files:
+    output: str | None = None
+    config: str | None = None
+
+
+def _said(given: "argparse.Namespace") -> dict[str, str]:
+    """The task's name, by who says it."""
+    from visionmlp.tasks.register import task_of_run
+
+    said = {
+        "--task": given.task,
+        str(given.config): _task_of_file(given.config),
+        f"--recipe {given.recipe}": None if given.recipe is None else _recipe_config(given.recipe).task,
+    }
+    if given.resume and given.output is not None:
+        said[given.output] = task_of_run(_run_folder(given.output))
+    return {who: task for who, task in said.items() if task is not None}
+
+
+def _run_folder(output: str) -> Path:
+    """The folder of a run to continue.
+
+    Raises:
+        RunFolderError: if it holds none.
+    """
+    from visionmlp.engine.run_folder import RunFolder
+
+    folder = Path(output)
+    RunFolder(folder).read_config()
+    return folder
+
+
+def _task_of_file(config: str | None) -> str | None:
+    """What a configuration file says; nothing if it cannot be read, which the parser reports."""
+    import yaml
+
+    try:
+        values = yaml.safe_load(Path(config or "").read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return None
+    return str(values["task"]) if isinstance(values, dict) and "task" in values else None
+
+
+def _recipe(name: str) -> Any:
     from visionmlp.recipes.published import RECIPES
 
     if name not in RECIPES:
         raise UsageError(f"no recipe {name!r}; {nearest(name, RECIPES) or 'there are ' + ', '.join(RECIPES)}")
-    parameters = inspect.signature(RECIPES[name]).parameters.values()
+    return RECIPES[name]
+
+
+def _recipe_config(name: str) -> Any:
+    """The class of a recipe's configuration."""
+    return typing.get_type_hints(_recipe(name))["return"]
+
+
+def _recipe_defaults(name: str) -> dict[str, Any]:
+    """The fields that a recipe decides: all but the arguments that its caller must give."""
+    recipe = _recipe(name)
+    parameters = inspect.signature(recipe).parameters.values()
     caller = {p.name: Path() if p.annotation is Path else "" for p in parameters if p.default is p.empty}
-    config = RECIPES[name](**caller)
+    config = recipe(**caller)
     return {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name not in caller}
+
+
+TRAIN = Command(
+    summary="train a model, such as a classifier",
+    description=(
+        "Train a model; everything about the run lands in one folder: config, metrics, checkpoints, report.\n"
+        "Options are taken from, in rising order: their defaults, --recipe, --config, the command line.\n"
+        "The task is that of --task, --config, the run to resume or the recipe; without them, classify."
+    ),
+    examples=[
+        "train --recipe digits --output runs/digits",
+        "train resmlp_s12 --data folder_with_train_and_val --img-size 160 --output runs/resmlp",
+        "train --config run.yaml --output runs/second --epochs 20",
+        "train --config run.yaml --print-config",
+        "train --resume --output runs/digits",
+    ],
+    add_options=add_options,
+    run=run,
+)

@@ -3,6 +3,8 @@
 import abc
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import BinaryIO
 
 from PIL import Image
 
@@ -37,7 +39,7 @@ class LabelledImages(abc.ABC):
         """What to call an image in a message."""
 
     @abc.abstractmethod
-    def read(self, index: int) -> Image.Image:
+    def read(self, index: int) -> Path | BinaryIO | Image.Image:
         """Decode an image; any exception means that it cannot be read."""
 
     @abc.abstractmethod

@@ -1,13 +1,17 @@
 """The training loop on Lightning Fabric. Knows no model, dataset or loss; a `Task` brings them together."""
 
-from visionmlp.engine.config import TrainingConfig
-from visionmlp.engine.evaluation import evaluate
-from visionmlp.engine.launch import launch, on_rank_zero
-from visionmlp.engine.loop import FitResult, fit
-from visionmlp.engine.metrics import Collected, Metric, Sums
-from visionmlp.engine.processes import Processes
-from visionmlp.engine.run_folder import RunFolder
-from visionmlp.engine.task import EpochData, Task, TrainingLoss
+from typing import TYPE_CHECKING
+
+from visionmlp.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from visionmlp.engine.config import TrainingConfig
+    from visionmlp.engine.evaluation import evaluate
+    from visionmlp.engine.loop import FitResult, fit
+    from visionmlp.engine.metrics import Collected, Metric, Sums
+    from visionmlp.engine.processes import Processes
+    from visionmlp.engine.run_folder import RunFolder
+    from visionmlp.engine.task import EpochData, Task, TrainingLoss
 
 __all__ = [
     "Collected",
@@ -22,6 +26,19 @@ __all__ = [
     "TrainingLoss",
     "evaluate",
     "fit",
-    "launch",
-    "on_rank_zero",
 ]
+
+# configurations and run folders are read without torch
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "EpochData": "visionmlp.engine.task",
+        "FitResult": "visionmlp.engine.loop",
+        "RunFolder": "visionmlp.engine.run_folder",
+        "Task": "visionmlp.engine.task",
+        "TrainingConfig": "visionmlp.engine.config",
+        "TrainingLoss": "visionmlp.engine.task",
+        "evaluate": "visionmlp.engine.evaluation",
+        "fit": "visionmlp.engine.loop",
+    },
+)

@@ -6,12 +6,12 @@ import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
-
-import timm.optim
+from typing import Any, ClassVar, Literal
 
 from visionmlp.errors import InvalidConfig
 
+# known without asking timm, whose import takes seconds
+_COMMON = ("adamw", "sgd", "lamb", "adagrad")
 # what they need and the loop does not compute
 _UNSUPPORTED = {"adahessian": "second derivatives", "lbfgs": "several losses within a step"}
 
@@ -37,6 +37,9 @@ def option(default: Any, help: str, *, group: str, may_change: bool = False) -> 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
     """What the loop does. A step is one update of the weights."""
+
+    task: ClassVar[str] = ""
+    """Name of the task in the register, which a run's ``config.yaml`` begins with."""
 
     output: Path = dataclasses.field(
         metadata=about("run folder to create, or to continue with --resume", "run", may_change=True)
@@ -136,13 +139,13 @@ class TrainingConfig:
             self.max_steps is not None or self.warmup_epochs < self.epochs,
             f"warmup_epochs {self.warmup_epochs:g} must be less than epochs {self.epochs}",
         )
-        needs = _UNSUPPORTED.get(self.optimizer.lower())
-        self.require(needs is None, f"optimizer {self.optimizer!r} is not supported, as it needs {needs}; try adamw")
-        known = [str(name) for name in timm.optim.list_optimizers() if name not in _UNSUPPORTED]
-        if self.optimizer.lower() not in known:
-            near = difflib.get_close_matches(self.optimizer.lower(), known, n=3)
-            hint = f"did you mean {', '.join(near)}?" if near else "adamw, sgd, lamb, adagrad and more of timm's"
-            raise InvalidConfig(f"unknown optimizer {self.optimizer!r}; {hint}")
+        self.require(
+            self.max_steps is None or self.warmup_epochs < self.max_steps,
+            f"warmup_epochs {self.warmup_epochs:g} has at least as many steps, which must be less than max_steps "
+            f"{self.max_steps}",
+        )
+        if self.optimizer.lower() not in _COMMON:
+            _check_optimizer(self.optimizer)
 
     @staticmethod
     def require(rule: bool, message: str) -> None:
@@ -162,17 +165,22 @@ class TrainingConfig:
         return self.batch_size // (self.devices * self.accumulate)
 
     def to_plain(self) -> dict[str, Any]:
-        """All fields as YAML and JSON know them."""
-        return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        """The task and all fields as YAML and JSON know them."""
+        fields = {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        return {"task": self.task, **fields}
 
     @classmethod
     def from_plain(cls: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:
         """The inverse of `to_plain`; what is left out takes its default.
 
         Raises:
-            InvalidConfig: for an unknown field or a broken rule.
+            InvalidConfig: for another task, an unknown field or a broken rule.
         """
         hints = typing.get_type_hints(cls)
+        values = dict(values)
+        task = values.pop("task", cls.task)
+        if task != cls.task:
+            raise InvalidConfig(f"these are options of task {task!r}, not of {cls.task!r}")
         for name in values:
             if name not in hints:
                 near = difflib.get_close_matches(name, hints, n=1)
@@ -187,6 +195,19 @@ class TrainingConfig:
             except (ValueError, TypeError) as error:
                 raise InvalidConfig(f"{name} cannot be {value!r}") from error
         return cls(**typed)
+
+
+def _check_optimizer(name: str) -> None:
+    import timm.optim
+
+    needs = _UNSUPPORTED.get(name.lower())
+    if needs is not None:
+        raise InvalidConfig(f"optimizer {name!r} is not supported, as it needs {needs}; try adamw")
+    known = [str(other) for other in timm.optim.list_optimizers() if other not in _UNSUPPORTED]
+    if name.lower() not in known:
+        near = difflib.get_close_matches(name.lower(), known, n=3)
+        hint = f"did you mean {', '.join(near)}?" if near else "adamw, sgd, lamb, adagrad and more of timm's"
+        raise InvalidConfig(f"unknown optimizer {name!r}; {hint}")
 
 
 def _plain(value: Any) -> Any:

@@ -6,6 +6,7 @@ tables are those of a run that was never interrupted.
 
 import contextlib
 import csv
+import dataclasses
 import datetime
 import io
 import json
@@ -19,7 +20,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from visionmlp.engine.config import TrainingConfig
@@ -114,7 +114,7 @@ class RunFolder:
         """
         before = type(config).from_plain(self.read_config()).to_plain()
         now = config.to_plain()
-        free = {field.name for field in _fields(config) if field.metadata["may_change"]}
+        free = {field.name for field in dataclasses.fields(config) if field.metadata["may_change"]}
         for name, value in now.items():
             if name not in free and value != before[name]:
                 raise InvalidConfig(
@@ -201,6 +201,8 @@ def best_row(rows: Sequence[dict[str, float]], metric: str, *, lower_is_better: 
 
 def environment() -> dict[str, Any]:
     """Code, versions, machine and command of this process."""
+    import torch  # here, since reading a folder does not need it
+
     return {
         "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "command": sys.argv,
@@ -246,10 +248,6 @@ def _difference(name: str, before: Any, now: Any) -> str:
         place = next(index for index, (old, new) in enumerate(zip(before, now, strict=True)) if old != new)
         return f"{name}[{place}] was {before[place]!r} and is {now[place]!r}"
     return f"{name} was {before!r} and is {now!r}"
-
-
-def _fields(config: TrainingConfig) -> Sequence[Any]:
-    return list(config.__dataclass_fields__.values())
 
 
 def _is_number(cell: str | None) -> bool:

@@ -60,9 +60,7 @@ def check_tag(name: str, tag: str) -> None:
     """Raise UnknownModel unless the variant has weights of this tag."""
     tags = [weights.tag for weights in WEIGHTS.get(name, ())]
     if tag not in tags:
-        raise UnknownModel(
-            f"{name} has no weights {tag!r}; " + (f"there are {', '.join(tags)}" if tags else "it has none")
-        )
+        raise UnknownModel.of_weights(name, tag, tags)
 
 
 def is_hub_model(cfg: PretrainedCfg) -> bool:

@@ -217,9 +217,7 @@ def variant(name: str) -> Variant:
     if name in _VARIANTS and tag:
         check_tag(name, tag)
     if name not in _VARIANTS:
-        near = difflib.get_close_matches(name, list_models(), n=3, cutoff=0.4)
-        hint = f"did you mean {', '.join(near)}?" if near else "see visionmlp.list_models()"
-        raise UnknownModel(f"no model {name!r}; {hint}")
+        raise UnknownModel.of(name, list_models())
     return _VARIANTS[name][0]
 
 

@@ -5,32 +5,32 @@
 import dataclasses
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import timm.data.auto_augment
-
-from visionmlp.data.policy import OnBadImage
-from visionmlp.data.transforms import Augmentation, Preprocessing
 from visionmlp.engine.config import TrainingConfig, about, option
 from visionmlp.errors import InvalidConfig
-from visionmlp.models.backbone import Backbone
-from visionmlp.models.checkpoint import default_preprocessing
-from visionmlp.tasks.classify.task import Mixing
+
+if TYPE_CHECKING:
+    from visionmlp.data.transforms import Augmentation, Preprocessing
+    from visionmlp.models.backbone import Backbone
+    from visionmlp.tasks.classify.task import Mixing
 
 INTERPOLATIONS = ("bilinear", "bicubic", "nearest", "lanczos")
 
-# timm skips a part that it cannot read, such as zzz in rand-m9-zzz
+# timm's, which skips a part that it cannot read, such as zzz in rand-m9-zzz
 _NUMBER = r"\d+(\.\d*)?"
-_POLICY_PARTS = {
+_POLICIES = {
     "rand": rf"(m|n|mmax|inc)\d+|(p|mstd){_NUMBER}|t(weights|3aw|3a)",
     "augmix": rf"(m|w|d|b)\d+|(a|mstd){_NUMBER}",
-    "": rf"mstd{_NUMBER}",
+    **dict.fromkeys(("original", "originalr", "v0", "v0r", "3a"), rf"mstd{_NUMBER}"),
 }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClassifyConfig(TrainingConfig):
     """Options of a classification run."""
+
+    task: ClassVar[str] = "classify"
 
     model: str = dataclasses.field(
         metadata=about("model name; or a run folder or checkpoint of a training form, to continue from", "model")
@@ -59,7 +59,7 @@ class ClassifyConfig(TrainingConfig):
         False, "fetch a named dataset that is not there; otherwise nothing is fetched", group="data", may_change=True
     )
     num_workers: int = option(2, "processes that load images, for each device", group="data", may_change=True)
-    on_bad_image: OnBadImage = option(
+    on_bad_image: Literal["stop", "skip"] = option(
         "stop", "an image that cannot be read ends the run, or is skipped and named in bad_images.txt", group="data"
     )
 
@@ -138,7 +138,7 @@ class ClassifyConfig(TrainingConfig):
             f"interpolation must be one of {', '.join(INTERPOLATIONS)}, got {self.interpolation!r}",
         )
         self.require(
-            not self.mixing.enabled or self.part_size % 2 == 0,
+            not self.mixes or self.part_size % 2 == 0,
             f"mixup and cutmix pair images, so batch_size / devices / accumulate must be even, got {self.part_size}",
         )
         self.require(
@@ -148,8 +148,15 @@ class ClassifyConfig(TrainingConfig):
             _check_policy(self.auto_augment)
 
     @property
-    def mixing(self) -> Mixing:
+    def mixes(self) -> bool:
+        """Whether training mixes images."""
+        return (self.mixup > 0 or self.cutmix > 0) and self.mix_probability > 0
+
+    @property
+    def mixing(self) -> "Mixing":
         """Mixup and cutmix."""
+        from visionmlp.tasks.classify.task import Mixing
+
         return Mixing(
             mixup=self.mixup,
             cutmix=self.cutmix,
@@ -159,8 +166,10 @@ class ClassifyConfig(TrainingConfig):
         )
 
     @property
-    def augmentation(self) -> Augmentation:
+    def augmentation(self) -> "Augmentation":
         """What training does to an image."""
+        from visionmlp.data.transforms import Augmentation
+
         return Augmentation(
             crop=self.crop,
             crop_scale=self.crop_scale,
@@ -174,8 +183,11 @@ class ClassifyConfig(TrainingConfig):
             erasing_mode=self.erasing_mode,
         )
 
-    def preprocessing(self, model: Backbone) -> Preprocessing:
+    def preprocessing(self, model: "Backbone") -> "Preprocessing":
         """What evaluation does to an image: the model's own, where nothing else is given."""
+        from visionmlp.data.transforms import Preprocessing
+        from visionmlp.models.checkpoint import default_preprocessing
+
         own = default_preprocessing(model)
         names = ("mean", "std", "interpolation", "crop_pct", "exif_orientation")
         given = {name: getattr(self, name) for name in names}
@@ -189,17 +201,7 @@ class ClassifyConfig(TrainingConfig):
 
 def _check_policy(policy: str) -> None:
     kind, *parts = policy.split("-")
-    notation = _POLICY_PARTS.get(kind, _POLICY_PARTS[""])
-    try:
-        if not all(re.fullmatch(notation, part) for part in parts):
-            raise ValueError("a part that timm would skip")
-        if policy.startswith("rand"):
-            timm.data.auto_augment.rand_augment_transform(policy, {})
-        elif policy.startswith("augmix"):
-            timm.data.auto_augment.augment_and_mix_transform(policy, {})
-        else:
-            timm.data.auto_augment.auto_augment_transform(policy, {})
-    except (AssertionError, ValueError, KeyError, IndexError) as error:
+    if kind not in _POLICIES or not all(re.fullmatch(_POLICIES[kind], part) for part in parts):
         raise InvalidConfig(
             f"auto_augment {policy!r} is not in timm's notation, such as rand-m9-mstd0.5-inc1 or augmix-m5-w4-d2"
-        ) from error
+        )

@@ -3,28 +3,24 @@
 import dataclasses
 import io
 import itertools
-import os
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
-from rich.table import Table
-from rich.text import Text
 from timm.data import ImageNetInfo
 from torch import Tensor
 
-from visionmlp.data import files
 from visionmlp.data.decode import decode, reason
+from visionmlp.data.inputs import STDIN, find_images, why_no_images
 from visionmlp.data.transforms import Preprocessing, Transform
 from visionmlp.deploy.session import SessionModel, preprocessing_of
 from visionmlp.errors import InvalidConfig, UnreadableImage
 from visionmlp.measure.timing import open_device
 from visionmlp.models.backbone import Backbone
 from visionmlp.models.checkpoint import CheckpointInfo
-
-STDIN = "-"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,27 +40,26 @@ class Prediction:
     classes: list[ClassScore] = dataclasses.field(default_factory=list)
     error: str | None = None
 
+    def lines(self) -> list[str]:
+        """A class a line, most probable first."""
+        return [f"{score.probability:6.1%}  {score.name}" for score in self.classes]
 
-def find_images(inputs: Iterable[str]) -> Iterator[str]:
-    """Image files of files, folders (with their sub-folders, in natural order) and ``-``.
+    def rows(self) -> list[dict[str, Any]]:
+        """A class a row, most probable first."""
+        return [
+            {
+                "image": self.image,
+                "rank": rank,
+                "index": score.index,
+                "class": score.name,
+                "probability": score.probability,
+            }
+            for rank, score in enumerate(self.classes, start=1)
+        ]
 
-    A missing file and a folder without images come back as they are: it is for the reader to say so. What is left out
-    of a folder is named in a warning.
-
-    Raises:
-        DataError: for a folder that cannot be read.
-    """
-    for name in inputs:
-        folder = Path(name)
-        if not folder.is_dir():
-            yield name
-            continue
-        found = files.find_images(folder)
-        if found.notes:
-            warnings.warn(f"{folder}: {'; '.join(found.notes)}", stacklevel=2)
-        yield from (os.path.join(folder, image) for image in found.images)
-        if not found.images:
-            yield str(folder)
+    def record(self) -> dict[str, Any]:
+        """Name, classes and error."""
+        return dataclasses.asdict(self)
 
 
 def class_names_of(model: Backbone | SessionModel, info: CheckpointInfo) -> list[str]:
@@ -122,24 +117,10 @@ def predict(
                 yield Prediction(image=name, classes=next(scores))
 
 
-def predictions_table(predictions: Sequence[Prediction]) -> Table:
-    """One line per image and class; images that could not be read are left out."""
-    table = Table()
-    table.add_column("image", overflow="fold")
-    table.add_column("class")
-    table.add_column("probability", justify="right")
-    for prediction in predictions:
-        for rank, score in enumerate(prediction.classes):
-            # as Text, since names may look like rich's markup
-            table.add_row(Text(prediction.image if rank == 0 else ""), Text(score.name), f"{score.probability:.1%}")
-        table.add_section()
-    return table
-
-
 def _read(name: str, preprocessing: Preprocessing, transform: Transform) -> Tensor | str:
     """The image as (C, H, W), or why it cannot be read."""
     if Path(name).is_dir():
-        return f"no images in this folder; image files end in {', '.join(sorted(files.image_suffixes()))}"
+        return why_no_images(name)
     notes: list[str] = []
     try:
         file = io.BytesIO(sys.stdin.buffer.read()) if name == STDIN else Path(name)

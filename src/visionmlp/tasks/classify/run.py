@@ -21,8 +21,9 @@ from visionmlp.data import (
 from visionmlp.data.batches import EpochOrder
 from visionmlp.data.policy import OnBadImage
 from visionmlp.deploy.session import SessionModel, preprocessing_of
-from visionmlp.engine import RunFolder, fit, launch, on_rank_zero
+from visionmlp.engine import RunFolder, fit
 from visionmlp.engine import evaluate as evaluate_task
+from visionmlp.engine.launch import launch, on_rank_zero
 from visionmlp.errors import InvalidConfig, require
 from visionmlp.layers.fusible import is_training_form
 from visionmlp.models.backbone import Backbone
@@ -57,6 +58,8 @@ class TrainResult:
     """Steps of the run."""
     seconds: float
     """Duration of training in this session."""
+    rank: int = 0
+    """Of this process among those that trained together."""
 
 
 class Evaluation(TypedDict):
@@ -276,6 +279,7 @@ def _train(fabric: "Fabric", config: ClassifyConfig, resume: bool) -> TrainResul
         best_step=result.best_step,
         steps=result.steps,
         seconds=result.seconds,
+        rank=fabric.global_rank,
     )
 
 

@@ -1,0 +1,114 @@
+"""``visionmlp bench``."""
+
+import contextlib
+import dataclasses
+import sys
+
+from visionmlp.cli.command import plain_command
+from visionmlp.cli.options import BenchOptions
+from visionmlp.cli.output import console, say
+from visionmlp.cli.usage import UsageError
+from visionmlp.errors import require
+from visionmlp.files import beside
+from visionmlp.measure.catalog import check_name
+
+
+def bench(options: BenchOptions) -> int:
+    """Measure and print; optionally write a CSV file and a figure. Contenders that failed are named at the end."""
+    for model in options.models:
+        check_name(model)
+    if options.profile:
+        return _profile(options)
+
+    from visionmlp.bench.bench import bench, bench_table, write_csv
+    from visionmlp.bench.figures import speed_figure
+
+    with contextlib.ExitStack() as files:
+        table, plot = (
+            files.enter_context(beside(path, force=options.force, suffix=suffix)) if path else None
+            for path, suffix in ((options.csv, ""), (options.plot, ".png"))
+        )
+        if plot:
+            require("matplotlib", extra="plots")  # now, not after the measurement
+        result = bench(
+            options.models,
+            batch_sizes=options.batch_size,
+            input_sizes=options.input_size,
+            dtypes=options.dtype,
+            forms=options.form,
+            runtimes=options.runtime,
+            training=options.training,
+            compare=options.compare,
+            seconds=options.seconds,
+            threads=options.threads,
+            device=options.device,
+            channels_last=options.channels_last,
+        )
+        console().print(bench_table(result))
+        if table:
+            write_csv(result, table)
+        if plot:
+            speed_figure([dataclasses.asdict(row) for row in result.measurements], plot, stamp=str(result.machine))
+    for path in (options.csv, options.plot):
+        if path:
+            sys.stdout.write(f"wrote {path}\n")
+    for contender, reason in result.failures.items():
+        say(f"error: {contender}: {reason}")
+    return 2 if result.failures else 0
+
+
+def _profile(options: BenchOptions) -> int:
+    if options.runtime != ("eager",) or options.training or "int8" in options.dtype or options.plot:
+        raise UsageError(
+            "--profile shows eager inference in float32 or bfloat16, as tables and CSV; leave out the rest"
+        )
+
+    from visionmlp.bench.profile_tables import profile_tables, write_profiles
+    from visionmlp.bench.roofline import profile_models
+
+    with beside(options.csv, force=options.force) if options.csv else contextlib.nullcontext() as partial:
+        profiles = profile_models(
+            options.models,
+            batch_sizes=options.batch_size,
+            input_sizes=options.input_size,
+            dtypes=options.dtype,
+            forms=options.form,
+            compare=options.compare,
+            seconds=options.seconds,
+            threads=options.threads,
+            device=options.device,
+            channels_last=options.channels_last,
+        )
+        for profile in profiles:
+            console().print(profile_tables(profile))
+        if partial:
+            write_profiles(profiles, partial)
+    if options.csv:
+        sys.stdout.write(f"wrote {options.csv}\n")
+    return 0
+
+
+BENCH = plain_command(
+    BenchOptions,
+    bench,
+    summary="speed, GEMM efficiency and memory",
+    description=(
+        "Measure models. All contenders take turns, so a machine whose speed drifts treats them alike; latencies\n"
+        "are medians after a warm-up. docs/bench.md explains every option by example.\n"
+        "  GEMM efficiency  2 x MACs x images/s over the GEMM rate. MACs are those of the form that is measured,\n"
+        "                   matrix products and convolutions. The GEMM rate is the best of square matrix products\n"
+        "                   of side 1024, 2048 and 4096 in the same dtype (float32 for int8), by torch.matmul and\n"
+        "                   by oneDNN, measured in turns with the models.\n"
+        "  peak MiB         weights, images and the largest sum of tensors alive in one call, as PyTorch's\n"
+        "                   allocator sees them; scratch memory inside matrix libraries is not in it.\n"
+        "A contender that fails is named at the end, and the exit code is 2; the others are still measured."
+    ),
+    examples=[
+        "bench repmlpnet_t224 resmlp_s24 mlpmixer_b16 --batch-size 1 8",
+        "bench resmlp_s24 --form deploy --compare timm peers --runtime eager openvino --plot speed.png",
+        "bench cyclemlp_b1 asmlp_t --form deploy --input-size 224 448 896 --batch-size 1 --plot sizes.png",
+        "bench resmlp_s24 --form deploy --dtype float32 bfloat16 int8 --runtime openvino --csv bench.csv",
+        "bench hiremlp_t --form deploy --batch-size 8 --profile",
+        "bench runs/digits --runtime eager compile --training --threads 1",
+    ],
+)

@@ -1,0 +1,45 @@
+"""A sub-command: its words in the help, its options, and the call it makes."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Command:
+    """One sub-command. Its module imports what takes time when it runs, not before."""
+
+    summary: str
+    """Its line in ``visionmlp --help``."""
+    description: str
+    """The first paragraph of its own help."""
+    examples: Sequence[str]
+    """Command lines that work, for the end of its help."""
+    add_options: "Callable[[ArgumentParser, Sequence[str]], None]"
+    """Adds the options to the parser; sees the words of the command line too."""
+    run: "Callable[[Namespace], int]"
+    """Does it; returns the exit code."""
+
+    @property
+    def epilog(self) -> str:
+        """The end of the help."""
+        return "\n".join(["examples:", *(f"  visionmlp {example}" for example in self.examples)])
+
+
+def plain_command(options: type, call: Callable[[Any], int], **texts: Any) -> Command:
+    """A command whose options are the fields of one dataclass."""
+
+    def add_options(parser: "ArgumentParser", _words: Sequence[str]) -> None:
+        from visionmlp.cli.parser import add_fields
+
+        add_fields(parser, options)
+
+    def run(namespace: "Namespace") -> int:
+        from visionmlp.cli.parser import options_from
+
+        return call(options_from(namespace, options))
+
+    return Command(add_options=add_options, run=run, **texts)

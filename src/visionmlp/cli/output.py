@@ -1,0 +1,36 @@
+"""What commands print: tables and JSON on standard output, lines on standard error."""
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from torch import nn
+
+_PIPE_WIDTH = 200
+"""Columns of a table that goes to a file or another program."""
+
+
+def console() -> "Console":
+    """Standard output for tables."""
+    from rich.console import Console
+
+    return Console() if sys.stdout.isatty() else Console(width=_PIPE_WIDTH)
+
+
+def print_json(value: Any) -> None:
+    """A JSON value over several lines."""
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+
+
+def say(line: str) -> None:
+    """One line on standard error."""
+    sys.stderr.write(" ".join(line.split()) + "\n")
+
+
+def note_precision(model: "nn.Module") -> None:
+    """Point out that a file was not written in the precision of its checkpoint."""
+    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+    if dtype != "float32":
+        say(f"note: the checkpoint is in {dtype}; what was written is in float32")

@@ -1,0 +1,109 @@
+"""What a task tells the command line about itself."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from visionmlp.engine.config import TrainingConfig
+from visionmlp.measure.catalog import check_name
+
+
+class RunResult(Protocol):
+    """How a run ended."""
+
+    @property
+    def folder(self) -> Path:
+        """The run folder, with ``model.safetensors`` and ``report.html``."""
+        ...
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        """Of ``model.safetensors``."""
+        ...
+
+    @property
+    def best_step(self) -> int:
+        """Step that its weights are of."""
+        ...
+
+    @property
+    def steps(self) -> int:
+        """Steps of the run."""
+        ...
+
+    @property
+    def seconds(self) -> float:
+        """Duration of training in this session."""
+        ...
+
+    @property
+    def rank(self) -> int:
+        """Of this process among those that trained together; the first speaks for all."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scores:
+    """A model on a dataset."""
+
+    title: str
+    """Of the table: model and dataset."""
+    columns: Mapping[str, str]
+    """The table's one row, by heading."""
+    record: Mapping[str, Any]
+    """The same for programs, JSON values by name."""
+
+
+class Answer(Protocol):
+    """What a model says about one image."""
+
+    @property
+    def image(self) -> str:
+        """The image as it was named."""
+        ...
+
+    @property
+    def error(self) -> str | None:
+        """Why there is no answer, in one line."""
+        ...
+
+    def lines(self) -> Sequence[str]:
+        """The answer for people; the image's name goes before the first line."""
+        ...
+
+    def rows(self) -> Sequence[Mapping[str, Any]]:
+        """The answer as rows of a table, with the task's columns."""
+        ...
+
+    def record(self) -> Mapping[str, Any]:
+        """The answer for programs, JSON values by name."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TaskDefinition:
+    """A task as ``visionmlp train``, ``eval`` and ``predict`` know it.
+
+    The module that holds one is imported for the help and for every wrong option, so it imports no torch: what computes
+    is imported inside the functions.
+    """
+
+    summary: str
+    """One line for the help."""
+    config: type[TrainingConfig]
+    """Options of ``train``, with a field ``model``; its ``task`` is the name in the register."""
+    train: Callable[..., RunResult]
+    """Takes a configuration of this class and ``resume=``, whether to continue the run in its output folder."""
+    eval_options: type
+    """Options of ``eval``, a subclass of `visionmlp.tasks.options.EvalOptions`."""
+    evaluate: Callable[[Any], Scores]
+    """Takes them."""
+    predict_options: type
+    """Options of ``predict``, a subclass of `visionmlp.tasks.options.PredictOptions`."""
+    predict: Callable[[Any], Iterator[Answer]]
+    """Takes them; gives each answer as soon as it is there."""
+    answer_columns: Sequence[str]
+    """Headings of the table that ``predict --output`` writes."""
+    check_model: Callable[[str], None] = check_name
+    """Raises UnknownModel for a model that does not exist, before anything is imported that takes seconds."""

@@ -1,0 +1,67 @@
+"""The model that a command's options name, with what the user should know about it."""
+
+import warnings
+from pathlib import Path
+
+import torch
+
+from visionmlp.deploy.runtimes import RUNTIMES, check_threads, open_session, session_of_model
+from visionmlp.deploy.session import SessionModel
+from visionmlp.errors import InvalidConfig, Note
+from visionmlp.models.backbone import Backbone
+from visionmlp.models.checkpoint import CheckpointInfo, load_model
+from visionmlp.tasks.options import ModelOptions, ServedOptions
+
+
+def load(options: ModelOptions) -> tuple[Backbone, CheckpointInfo]:
+    """A model in evaluation mode.
+
+    Raises:
+        VisionMLPError: see `visionmlp.models.checkpoint.load_model`.
+    """
+    return load_model(options.model, checkpoint=options.checkpoint, pretrained=options.pretrained)
+
+
+def is_fresh(options: ModelOptions, info: CheckpointInfo) -> bool:
+    """Whether the options name a model only, without any weights."""
+    weights = options.checkpoint is not None or options.pretrained
+    return not weights and options.model.partition(".")[0] == info.model
+
+
+def load_served(options: ServedOptions) -> tuple[Backbone | SessionModel, CheckpointInfo]:
+    """A model in the runtime that the options name. Fresh weights are pointed out: without training it says nothing.
+
+    Raises:
+        InvalidConfig: for options that exclude each other.
+        VisionMLPError: for a model that cannot be loaded.
+    """
+    path = Path(options.model)
+    check_threads(options.threads)
+    if path.suffix not in RUNTIMES and options.runtime in (None, "torch"):
+        if options.threads is not None:
+            torch.set_num_threads(options.threads)
+        return _load_trained(options)
+    if options.device != "cpu":
+        raise InvalidConfig(f"exported models run on cpu here; leave out --device {options.device}")
+    if path.suffix in RUNTIMES:
+        if options.checkpoint is not None or options.pretrained:
+            raise InvalidConfig(
+                f"{path} holds weights already; give --checkpoint or --pretrained with a model name only"
+            )
+        session = open_session(path, runtime=options.runtime, threads=options.threads)
+    else:
+        model, info = _load_trained(options)
+        assert options.runtime in ("onnxruntime", "openvino", "aotinductor")
+        session = session_of_model(model, info, runtime=options.runtime, threads=options.threads)
+    return SessionModel(session), session.metadata.info(options.model)
+
+
+def _load_trained(options: ServedOptions) -> tuple[Backbone, CheckpointInfo]:
+    model, info = load(options)
+    if is_fresh(options, info):
+        warnings.warn(
+            f"{info.model} has fresh weights; give a run folder, a checkpoint file, --checkpoint or --pretrained",
+            Note,
+            stacklevel=2,
+        )
+    return model, info
