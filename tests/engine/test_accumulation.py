@@ -18,6 +18,7 @@ from .toy import (
     SIZE,
     Killed,
     ToyMetric,
+    ToyRecord,
     ToyTask,
     config_for,
     newest_weights,
@@ -109,7 +110,7 @@ def train_masked(folder: Path, fabric: Fabric, *, parts: int) -> dict[str, Tenso
         run=RunFolder(folder),
         write_weights=write_weights,
         keep_best=lambda *_: None,
-        data={},
+        data=ToyRecord(),
     )
     return model.state_dict()
 

@@ -85,6 +85,19 @@ class ToyTask(Task):
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class ToyRecord:
+    """Data that are known by their number."""
+
+    images: int = BATCHES * SIZE
+
+    def to_plain(self) -> dict[str, int]:
+        return {"images": self.images}
+
+    def change_since(self, before: dict[str, int]) -> str | None:
+        return None if before["images"] == self.images else f"{before['images']} images are {self.images} now"
+
+
 def write_weights(path: Path, model: nn.Module) -> None:
     save_file({name: value.clone() for name, value in model.state_dict().items()}, path)
 
@@ -101,7 +114,7 @@ def toy_fit(
     task: Task | None = None,
     model: nn.Module | None = None,
     training: ToyData | None = None,
-    data: dict[str, Any] | None = None,
+    data: int = BATCHES * SIZE,
 ) -> tuple[nn.Module, FitResult]:
     fabric = Fabric(accelerator="cpu", devices=1, precision=config.precision)
     fabric.launch()
@@ -117,7 +130,7 @@ def toy_fit(
         run=run,
         write_weights=write_weights,
         keep_best=lambda best, _metric: write_weights(run.model, best),
-        data=data or {"images": BATCHES * SIZE},
+        data=ToyRecord(data),
         resume=resume,
     )
     return model, result

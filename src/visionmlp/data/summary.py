@@ -2,7 +2,8 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,29 @@ class DataSummary:
             return f"class {name!r} had {before} images and has {after}; {self.images} in all, now {other.images}"
         if self.digest != other.digest:
             return f"the {self.images} images have other names or an other order"
+        return None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunData:
+    """What a run is trained and evaluated on: `visionmlp.engine.run_folder.DataRecord`."""
+
+    training: DataSummary
+    evaluation: DataSummary
+
+    def to_plain(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return dataclasses.asdict(self)
+
+    def change_since(self, before: Mapping[str, Any]) -> str | None:
+        """What is different from an earlier `to_plain`, in one clause; None if nothing is."""
+        earlier = RunData(training=DataSummary(**before["training"]), evaluation=DataSummary(**before["evaluation"]))
+        for part, old, new in (
+            ("training", earlier.training, self.training),
+            ("evaluation", earlier.evaluation, self.evaluation),
+        ):
+            if (change := old.change_to(new)) is not None:
+                return f"{part} data: {change}"
         return None
 
 

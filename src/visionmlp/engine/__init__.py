@@ -32,9 +32,13 @@ __all__ = [
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
+        "Collected": "visionmlp.engine.metrics",
         "EpochData": "visionmlp.engine.task",
         "FitResult": "visionmlp.engine.loop",
+        "Metric": "visionmlp.engine.metrics",
+        "Processes": "visionmlp.engine.processes",
         "RunFolder": "visionmlp.engine.run_folder",
+        "Sums": "visionmlp.engine.metrics",
         "Task": "visionmlp.engine.task",
         "TrainingConfig": "visionmlp.engine.config",
         "TrainingLoss": "visionmlp.engine.task",

@@ -32,7 +32,7 @@ from visionmlp.engine.optimization import (
 )
 from visionmlp.engine.processes import Processes
 from visionmlp.engine.progress import ProgressReport
-from visionmlp.engine.run_folder import RunFolder, best_row, score
+from visionmlp.engine.run_folder import DataRecord, RunFolder, best_row, score
 from visionmlp.engine.signals import stop_on_signals
 from visionmlp.engine.task import EpochData, Task
 from visionmlp.errors import InvalidConfig, RunFolderError, TrainingDiverged
@@ -70,7 +70,7 @@ def fit(
     run: RunFolder,
     write_weights: WriteWeights,
     keep_best: KeepBest,
-    data: Mapping[str, Any],
+    data: DataRecord,
     resume: bool = False,
 ) -> FitResult:
     """Train a model, or continue to.
@@ -85,7 +85,7 @@ def fit(
         run: the folder; created, or with ``resume`` continued.
         write_weights: writes a checkpoint's weights.
         keep_best: writes the best weights so far, and what their evaluation gave.
-        data: what a resumed run must find as it was: numbers of images, classes; JSON values by name.
+        data: what a resumed run must find as it was.
         resume: whether to start from the folder's newest checkpoint.
 
     Raises:

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import yaml
 
@@ -67,6 +67,22 @@ class Table:
             self.path.unlink()
 
 
+class DataRecord(Protocol):
+    """What a run is trained and evaluated on, small enough to stand in its folder."""
+
+    def to_plain(self) -> dict[str, Any]:
+        """Plain JSON, for ``data.json``."""
+        ...
+
+    def change_since(self, before: Any) -> str | None:
+        """What is different from an earlier `to_plain`, in one clause; None if nothing is.
+
+        Raises:
+            TypeError, KeyError, ValueError: if ``before`` is none of these.
+        """
+        ...
+
+
 class RunFolder:
     """Paths and files of a run.
 
@@ -85,12 +101,12 @@ class RunFolder:
         self.confusion = path / "confusion.csv"
         self.bad_images = path / "bad_images.txt"
 
-    def create(self, config: TrainingConfig, data: Mapping[str, Any]) -> None:
+    def create(self, config: TrainingConfig, data: DataRecord) -> None:
         """Make the folder and write what is known before training.
 
         Args:
             config: all options.
-            data: what the run must find as it was when it is resumed, JSON values by name.
+            data: what the run must find as it was when it is resumed.
 
         Raises:
             RunFolderError: if it holds anything but a run that never began, or cannot be written.
@@ -105,7 +121,7 @@ class RunFolder:
         self._write_data(data)
         self._write_sessions([environment()])
 
-    def reopen(self, config: TrainingConfig, data: Mapping[str, Any]) -> None:
+    def reopen(self, config: TrainingConfig, data: DataRecord) -> None:
         """Check that the folder holds a run of this configuration on this data.
 
         Raises:
@@ -157,24 +173,22 @@ class RunFolder:
             raise RunFolderError(f"cannot read {path}: {error}; repair it, or remove it to go on without") from error
         return sessions
 
-    def _write_data(self, data: Mapping[str, Any]) -> None:
-        write_beside(self.path / "data.json", json.dumps(dict(data), indent=2).encode())
+    def _write_data(self, data: DataRecord) -> None:
+        write_beside(self.path / "data.json", json.dumps(data.to_plain(), indent=2).encode())
 
-    def _check_data(self, data: Mapping[str, Any]) -> None:
+    def _check_data(self, data: DataRecord) -> None:
         path = self.path / "data.json"
-        if not path.exists():  # of version 0.1.0, which did not write it
+        if not path.exists():  # removed, or of version 0.1.0, which did not write it
             self._write_data(data)
             return
         try:
-            before = dict(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
+            change = data.change_since(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError, KeyError) as error:
             raise RunFolderError(f"cannot read {path}: {error}; repair it, or remove it to go on without") from error
-        for name, now in json.loads(json.dumps(dict(data))).items():
-            if before.get(name) != now:
-                raise InvalidConfig(
-                    f"{self.path} was started on other data: {_difference(name, before.get(name), now)}; "
-                    "restore the data, or give another --output"
-                )
+        if change is not None:
+            raise InvalidConfig(
+                f"{self.path} was started on other data; {change}; restore the data, or give another --output"
+            )
 
     def _never_began(self) -> bool:
         """Whether the folder is empty, or holds only what a run killed before its first checkpoint leaves."""

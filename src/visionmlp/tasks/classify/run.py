@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, cast
+from typing import TYPE_CHECKING, TypedDict, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,6 @@ from visionmlp.data import (
     BadImageLog,
     Batch,
     EvaluationBatches,
-    ImageSource,
     Preprocessing,
     TrainingBatches,
     open_evaluation_data,
@@ -20,6 +19,7 @@ from visionmlp.data import (
 )
 from visionmlp.data.batches import EpochOrder
 from visionmlp.data.policy import OnBadImage
+from visionmlp.data.summary import RunData
 from visionmlp.deploy.session import SessionModel, preprocessing_of
 from visionmlp.engine import RunFolder, fit
 from visionmlp.engine import evaluate as evaluate_task
@@ -269,7 +269,7 @@ def _train(fabric: "Fabric", config: ClassifyConfig, resume: bool) -> TrainResul
             run=run,
             write_weights=write_weights,
             keep_best=keep_best,
-            data=_facts(training_source, evaluation_source),
+            data=RunData(training=training_source.summary(), evaluation=evaluation_source.summary()),
             resume=resume,
         )
     on_rank_zero(fabric, lambda: write_report(run.path))
@@ -281,12 +281,3 @@ def _train(fabric: "Fabric", config: ClassifyConfig, resume: bool) -> TrainResul
         seconds=result.seconds,
         rank=fabric.global_rank,
     )
-
-
-def _facts(training: ImageSource, evaluation: ImageSource) -> dict[str, Any]:
-    """What a resumed run must find as it was."""
-    return {
-        "classes": training.class_names,
-        "training images": len(training),
-        "evaluation images": len(evaluation),
-    }
