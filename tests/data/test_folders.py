@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from timm.data import create_dataset
 
 from visionmlp.data.folders import FolderSource
 from visionmlp.data.sources import open_evaluation_data, open_training_data
@@ -94,3 +95,16 @@ def test_a_bad_link_is_a_bad_image(tmp_path: Path) -> None:
     assert source.name(1) == str(tmp_path / "cat/zz.png")
     with pytest.raises(FileNotFoundError):
         source.read(1)
+
+
+def test_ordinary_folders_keep_the_order_of_timm(tmp_path: Path) -> None:
+    names = ["img_1", "img_10", "IMG_2", "a", "n01_3", "n1_20"]
+    folders = ["b", "a10", "A9", "x y", "x-y"]
+    for folder in folders:
+        write_images(tmp_path, {folder: 3})
+        for name in names:
+            Image.new("L", (2, 2)).save(tmp_path / folder / f"{name}.png")
+    timms = create_dataset("", root=str(tmp_path), search_split=False).reader
+    ours = FolderSource(tmp_path)
+    assert [(ours.name(index), ours.label(index)) for index in range(len(ours))] == timms.samples
+    assert ours.class_names == list(timms.class_to_idx)

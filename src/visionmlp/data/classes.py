@@ -30,9 +30,11 @@ def outputs_by_name(names: Sequence[str], class_names: Sequence[str], kind: str)
     strangers = sorted(set(names) - set(outputs))
     if strangers:
         ours, theirs = _synsets(names), _synsets(class_names)
-        by_synset = {synset: number for number, synset in enumerate(theirs or ())}
-        if ours is not None and set(ours) <= set(by_synset):
-            return [by_synset[synset] for synset in ours]
+        if ours is not None and theirs is not None:
+            by_synset = {synset: number for number, synset in enumerate(theirs)}
+            strangers = sorted(name for name, synset in zip(names, ours, strict=True) if synset not in by_synset)
+            if not strangers:
+                return [by_synset[synset] for synset in ours]
         raise DataError(
             f"{kind} {strangers[0]!r}, which is none of the {len(class_names)} classes "
             f"of the training data ({', '.join(class_names[:3])}, ...); rename or remove it"
@@ -46,18 +48,17 @@ def outputs_by_name(names: Sequence[str], class_names: Sequence[str], kind: str)
 def names_of_outputs(names: Sequence[str], num_classes: int) -> list[str] | None:
     """Names for the outputs of a model that has none, or None where they would be guessed.
 
-    They are ImageNet's synsets if the dataset's classes are, and the model has as many outputs as one of ImageNet's
-    releases has classes; or numbers, if the classes are 0, 1, ... to the last output, with or without leading zeros.
+    They are ImageNet's synsets if the dataset's classes are synsets, and the model has as many outputs as one of
+    ImageNet's releases has classes; or numbers, if the classes are 0, 1, ... to the last output, with or without
+    leading zeros.
 
     Args:
         names: classes of the dataset.
         num_classes: outputs of the model.
     """
     subset = infer_imagenet_subset({"num_classes": num_classes})
-    if subset is not None and (synsets := _synsets(names)) is not None:
-        outputs: list[str] = ImageNetInfo(subset).label_names()
-        if set(synsets) <= set(outputs):
-            return outputs
+    if subset is not None and _synsets(names) is not None:
+        return ImageNetInfo(subset).label_names()
     if len(names) == num_classes and all(name.isascii() and name.isdecimal() for name in names):
         by_number = sorted(names, key=int)
         if [int(name) for name in by_number] == list(range(num_classes)):

@@ -1,5 +1,6 @@
 """Whole runs on image folders: what they leave, exact resumption after SIGKILL, several processes, bad images."""
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -193,7 +194,10 @@ def test_nothing_is_written_before_everything_is_checked(images: Path, tmp_path:
 
 
 def test_evaluation_refuses_classes_that_the_model_lacks(images: Path, tmp_path: Path) -> None:
-    model, info = load_model("repmlpnet_test", num_classes=2)
+    model, unnamed = load_model("repmlpnet_test", num_classes=2)
+    with pytest.raises(DataError, match="'dark', but the model does not say what its 2 outputs are"):
+        evaluate(model, unnamed, data=str(images))
+    info = dataclasses.replace(unnamed, class_names=["dark", "light"])
     assert evaluate(model, info, data=str(images))["images"] == 12
     (tmp_path / "grey").mkdir()
     for name in ("grey", "dark", "light"):
@@ -204,6 +208,8 @@ def test_evaluation_refuses_classes_that_the_model_lacks(images: Path, tmp_path:
     with pytest.raises(InvalidConfig, match="num_workers must not be negative, got -1"):
         evaluate(model, info, data=str(images), num_workers=-1)
     with pytest.raises(DataError, match="has 3 classes, but the model 2"):
+        evaluate(model, unnamed, data=str(tmp_path))
+    with pytest.raises(DataError, match="class folder 'grey', which is none of the 2 classes"):
         evaluate(model, info, data=str(tmp_path))
 
 
