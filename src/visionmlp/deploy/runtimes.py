@@ -31,8 +31,9 @@ from visionmlp.deploy.graphs import (
 )
 from visionmlp.errors import CheckpointError, InvalidConfig, InvalidImageSize, require
 from visionmlp.layers.fusible import reparameterize
-from visionmlp.models.backbone import Backbone, size_text
+from visionmlp.models.backbone import Backbone
 from visionmlp.models.checkpoint import CheckpointInfo, default_preprocessing
+from visionmlp.models.config import size_text
 
 if TYPE_CHECKING:
     import openvino

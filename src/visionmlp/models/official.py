@@ -16,7 +16,8 @@ from torch import Tensor
 from visionmlp.errors import CheckpointError, CheckpointMismatch
 from visionmlp.files import whole_file
 from visionmlp.layers.grid_mixer import GridMixer
-from visionmlp.models.backbone import Backbone, FusibleBackbone, size_text
+from visionmlp.models.backbone import Backbone, FusibleBackbone
+from visionmlp.models.config import size_text
 from visionmlp.models.weights import OFFICIAL_FILES, OfficialFile, family_prefix
 
 EMA_WRAPPERS = ("model_ema", "state_dict_ema")
