@@ -34,6 +34,10 @@ class InvalidConfig(VisionMLPError, ValueError):
     """A configuration field breaks a rule; the message states the rule and the fix."""
 
 
+class UnknownOption(InvalidConfig, TypeError):
+    """A model has no option of this name; the message names the nearest. A TypeError like any unknown argument."""
+
+
 class InvalidImageSize(VisionMLPError, ValueError):
     """The input size cannot work; the message names sizes that can."""
 

@@ -20,6 +20,7 @@ from visionmlp.layers.moe import (
     assign_places,
     expected_load,
     importance,
+    places_of_expert,
     squared_variation,
 )
 
@@ -123,7 +124,7 @@ def test_places_are_given_by_rank_then_position_within_an_image() -> None:
     [(1.0, 4), (1.2, 5), (100.0, 7), (0.01, 1)],  # 2 choices x 7 items / 4 experts = 3.5
 )
 def test_capacity(factor: float, places: int) -> None:
-    assert build(capacity_factor=factor).capacity(ITEMS) == places
+    assert places_of_expert(ITEMS, 2, 4, factor) == places
 
 
 def test_losses_by_hand() -> None:

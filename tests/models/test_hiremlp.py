@@ -13,8 +13,9 @@ from tests.randomise import randomise
 from visionmlp.errors import InvalidConfig
 from visionmlp.layers.norms import MapBatchNorm
 from visionmlp.layers.reweight import PlainSum, Reweight
-from visionmlp.models.hiremlp import COLUMNS, ROWS, DeployedRegionMLP, RegionMLP, Regions
+from visionmlp.models.hiremlp import DeployedRegionMLP, RegionMLP
 from visionmlp.models.registry import variant
+from visionmlp.ops.regions import COLUMNS, ROWS, Regions, gather_regions, scatter_regions
 
 PADDINGS = list(itertools.product(("circular", "zero"), ("circular", "zero", "replicate")))
 DIM = 6
@@ -99,18 +100,18 @@ def close(got: torch.Tensor, expected: torch.Tensor) -> None:
 def test_full_regions_of_columns_are_views():
     x = features(5, 6)
     for step in (0, 3, 6):  # whole regions need no move
-        gathered = regions(step=step).gather(x)
+        gathered = gather_regions(x, *regions(step=step))
         assert gathered.shape == (2, 5, 2, 3 * DIM)
         assert gathered.data_ptr() == x.data_ptr()
-        assert regions(step=step).scatter(gathered, 6).data_ptr() == x.data_ptr()
-    assert regions(step=1).gather(x).data_ptr() != x.data_ptr()
+        assert scatter_regions(gathered, 6, *regions(step=step)[:4]).data_ptr() == x.data_ptr()
+    assert gather_regions(x, *regions(step=1)).data_ptr() != x.data_ptr()
 
 
 def test_scatter_undoes_gather():
     x = features(7, 5)
     for axis, step, region_padding in itertools.product((ROWS, COLUMNS), (0, 2), ("circular", "zero", "replicate")):
         where = regions(axis, 3, step, "circular", region_padding)
-        back = where.scatter(where.gather(x), x.shape[axis])
+        back = scatter_regions(gather_regions(x, *where), x.shape[axis], *where[:4])
         assert torch.equal(back, x)
         assert back.is_contiguous()
 

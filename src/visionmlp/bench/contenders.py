@@ -201,7 +201,7 @@ def gather(
 
 def _takes(model: Backbone, side: int) -> bool:
     try:
-        model.check_input(torch.empty(1, model.config.in_chans, side, side, device="meta"))
+        model.image_rule.check(torch.empty(1, model.config.in_chans, side, side, device="meta"))
     except InvalidImageSize:
         return False
     return True

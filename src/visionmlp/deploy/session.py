@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from visionmlp.deploy.metadata import ExportMetadata
 from visionmlp.errors import CheckpointError, InvalidConfig, InvalidImageSize
-from visionmlp.models.backbone import Backbone, size_text
+from visionmlp.models.backbone import Backbone
+from visionmlp.models.config import size_text
 from visionmlp.models.checkpoint import CheckpointInfo, default_preprocessing
 
 Call = Callable[[np.ndarray], np.ndarray]

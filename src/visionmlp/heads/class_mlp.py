@@ -79,7 +79,7 @@ class ClassMLPPool(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to (B, C)."""
         patches = x.flatten(1, 2)
-        class_vector = self.class_vector.expand(len(x), -1)
+        class_vector = self.class_vector.expand(x.shape[0], -1)
         for layer in self.layers:
             class_vector = layer(class_vector, patches)
         return class_vector

@@ -6,7 +6,7 @@ from visionmlp.errors import InvalidConfig
 from visionmlp.layers.fusible import linear
 from visionmlp.layers.linear import Linear
 from visionmlp.ops.fold import linear_of_affine
-from visionmlp.ops.layout import Layout, to_channels_first
+from visionmlp.ops.layout import Layout
 
 
 class AveragePool(nn.Module):
@@ -21,16 +21,8 @@ class AveragePool(nn.Module):
         return x.mean(self.dims)
 
 
-class Unpooled(nn.Module):
-    """No pooling: the map as (B, C, H, W). The classifier must be absent."""
-
-    def __init__(self, layout: Layout) -> None:
-        super().__init__()
-        self.layout: Layout = layout
-
-    def forward(self, x: Tensor) -> Tensor:
-        """A map in ``layout`` to (B, C, H, W)."""
-        return to_channels_first(x, self.layout)
+class Unpooled(nn.Identity):
+    """No pooling: the map as it is. The classifier must be absent."""
 
 
 class ClassifierHead(nn.Module):

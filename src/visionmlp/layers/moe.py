@@ -11,10 +11,12 @@ import math
 from typing import NamedTuple
 
 import torch
+from timm.layers import register_notrace_function
 from torch import Tensor, nn
 
 from visionmlp.layers.auxiliary import AuxiliaryLoss
 from visionmlp.layers.linear import Linear
+from visionmlp.ops.eager import is_symbolic
 from visionmlp.ops.gelu import gelu_
 from visionmlp.ops.product import linear_of_each
 
@@ -69,6 +71,12 @@ class Choice(NamedTuple):
     """(B, N, K), int64, best first."""
 
 
+@register_notrace_function
+def in_full_precision(x: Tensor) -> Tensor:
+    """In float32 at least."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 class Router(nn.Module):
     """``TopK(softmax(W x + eps))``, with ``eps`` normal of deviation 1/E in training.
 
@@ -91,7 +99,7 @@ class Router(nn.Module):
     def forward(self, x: Tensor) -> Choice:
         """Items (B, N, D) to their experts."""
         logits = self.fc(x)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # bfloat16 would make ties
+        logits = in_full_precision(logits)  # bfloat16 would make ties
         noisy = logits + torch.randn_like(logits) / self.experts if self.noise and self.training else logits
         gates, experts = noisy.softmax(-1).topk(self.top_k, dim=-1)
         if self.normalise_gates:
@@ -108,6 +116,7 @@ class Places(NamedTuple):
     """(B, K*N), bool: whether there was a place."""
 
 
+@register_notrace_function
 def assign_places(experts: Tensor, count: int, capacity: int) -> Places:
     """A place for each choice, in order of rank and position, as long as its expert has some left for the image.
 
@@ -125,6 +134,12 @@ def assign_places(experts: Tensor, count: int, capacity: int) -> Places:
     kept = place < capacity
     rows = torch.where(kept, (choices * batch + images) * capacity + place, count * batch * capacity)
     return Places(rows, kept)
+
+
+@register_notrace_function
+def places_of_expert(items: int, top_k: int, experts: int, capacity_factor: float) -> int:
+    """Places of an expert for an image of so many items; no expert can be chosen by more than all."""
+    return max(1, min(items, math.ceil(top_k * items / experts * capacity_factor)))
 
 
 class MixtureOfExperts(AuxiliaryLoss):
@@ -160,18 +175,14 @@ class MixtureOfExperts(AuxiliaryLoss):
         self.importance_weight = importance_weight
         self.load_weight = load_weight
 
-    def capacity(self, items: int) -> int:
-        """Places of an expert for an image of so many items; no expert can be chosen by more than all."""
-        even = self.router.top_k * items / self.router.experts
-        return max(1, min(items, math.ceil(even * self.capacity_factor)))
-
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, D) to (B, N, D)."""
         batch, items, dim = x.shape
-        experts, top_k, capacity = self.router.experts, self.router.top_k, self.capacity(items)
+        experts, top_k = self.router.experts, self.router.top_k
+        capacity = places_of_expert(items, top_k, experts, self.capacity_factor)
         choice = self.router(x)
         places = assign_places(choice.experts, experts, capacity)
-        if self.training:
+        if self.training and not is_symbolic(x):
             self._record(choice, places.kept)
         # the last row takes what overflows, and nobody reads it
         table = x.new_zeros(experts * batch * capacity + 1, dim)

@@ -28,8 +28,8 @@ class Reweight(nn.Module):
         # the sum reads each branch once; weights whose channels are not neighbours in memory would double its time
         weights = weights.movedim(2, 0)[:, :, None, None].contiguous()
         mixed = branches[0] * weights[0]
-        for branch, weight in zip(branches[1:], weights[1:], strict=True):
-            mixed.addcmul_(branch, weight)
+        for i in range(1, self.branches):
+            mixed.addcmul_(branches[i], weights[i])
         return mixed
 
     def weights(self, pooled: Tensor) -> Tensor:

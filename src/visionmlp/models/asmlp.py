@@ -14,7 +14,7 @@ import re
 from collections import OrderedDict
 
 import torch
-from timm.layers import DropPath
+from timm.layers import DropPath, register_notrace_function
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -24,9 +24,11 @@ from visionmlp.layers.channel_mlp import ChannelMLP, DeployedMapMLP, InplaceGELU
 from visionmlp.layers.fusible import Fusible, linear
 from visionmlp.layers.linear import Linear, add_linear
 from visionmlp.layers.norms import MapGroupNorm
-from visionmlp.models.backbone import BackboneConfig, FusibleBackbone, MapStage, drop_path_rates
+from visionmlp.models.backbone import FusibleBackbone
+from visionmlp.models.config import BackboneConfig
 from visionmlp.models.official_layout import CONV1X1, SAME, OfficialEntry
 from visionmlp.models.registry import IMAGENET, Published, Variant, register_family
+from visionmlp.models.stage import MapStage, drop_path_rates
 from visionmlp.ops.eager import in_eager_inference
 from visionmlp.ops.fold import linear_of_affine
 from visionmlp.ops.shift import displaced, write_displaced
@@ -98,16 +100,28 @@ def axial_shift(x: Tensor, axis: int, *, size: int, dilation: int) -> Tensor:
     Returns:
         (B, H, W, C).
     """
-    groups = x.split(-(-x.shape[-1] // size), -1)
-    # what moves towards position 0 is read further on
-    ways = [(size // 2 - i) * dilation for i in range(len(groups))]
-    steps = [(way, 0) if axis == ROWS else (0, way) for way in ways]
     if not in_eager_inference(x):
-        return torch.cat([displaced(group, step) for group, step in zip(groups, steps, strict=True)], -1)
+        return displaced_groups(x, axis, size, dilation)
     moved = torch.empty_like(x, memory_format=torch.contiguous_format)
-    for target, group, step in zip(moved.split(groups[0].shape[-1], -1), groups, steps, strict=True):
-        write_displaced(target, group, step)
+    width = -(-x.shape[-1] // size)
+    for i, (target, group) in enumerate(zip(moved.split(width, -1), x.split(width, -1), strict=True)):
+        write_displaced(target, group, _step(i, axis, size, dilation))
     return moved
+
+
+@register_notrace_function
+def displaced_groups(x: Tensor, axis: int, size: int, dilation: int) -> Tensor:
+    """`axial_shift` by plain operators; symbolic tracers keep it whole, as the number of groups depends on ``x``."""
+    parts = [x][:0]
+    for i, group in enumerate(x.split(-(-x.shape[-1] // size), -1)):
+        parts.append(displaced(group, _step(i, axis, size, dilation)))
+    return torch.cat(parts, -1)
+
+
+def _step(group: int, axis: int, size: int, dilation: int) -> tuple[int, int]:
+    # what moves towards position 0 is read further on
+    way = (size // 2 - group) * dilation
+    return (way, 0) if axis == 1 else (0, way)
 
 
 class ShiftedLinear(Linear):
@@ -271,7 +285,6 @@ class ASMLP(FusibleBackbone):
             stem=Stem(config.in_chans, config.dim, config.patch_size),
             stages=stages,
             dims=dims,
-            strides=config.strides,
             norm=MapGroupNorm(dims[-1]),
             input_sizes="any",
             feature_norms=[MapGroupNorm(dim) for dim in dims] if config.feature_norms else (),

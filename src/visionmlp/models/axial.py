@@ -11,7 +11,9 @@ from collections.abc import Callable
 from torch import nn
 
 from visionmlp.layers.patch_embed import PatchEmbed
-from visionmlp.models.backbone import BackboneConfig, FusibleBackbone, MapStage, drop_path_rates, init_linear
+from visionmlp.models.backbone import FusibleBackbone
+from visionmlp.models.config import BackboneConfig
+from visionmlp.models.stage import MapStage, drop_path_rates, init_linear
 from visionmlp.ops.resize import Grid
 
 
@@ -93,7 +95,6 @@ class AxialBackbone(FusibleBackbone):
             stem=PatchEmbed(config.in_chans, dims[0], config.patch_size, layout="BHWC"),
             stages=stages,
             dims=dims,
-            strides=config.strides,
             norm=nn.LayerNorm(dims[-1]),
         )
         # convolutions keep PyTorch's default, as in the authors' code

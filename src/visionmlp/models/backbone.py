@@ -1,128 +1,29 @@
 """The backbone contract: timm's, written once for all families. A family fills in stem, blocks, norm and its config."""
 
 import dataclasses
-import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
-import torch
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from timm.layers import get_notrace_functions
+from torch import Tensor, fx, nn
 
-from visionmlp.errors import InvalidConfig, InvalidImageSize
+from visionmlp.errors import InvalidConfig
 from visionmlp.heads.pooled import AveragePool, ClassifierHead, Unpooled
 from visionmlp.layers.affine import split_affine
 from visionmlp.layers.fusible import Fusible
+from visionmlp.models.config import BackboneConfig
+from visionmlp.models.image_sizes import ImageRule, InputSizes
+from visionmlp.models.levels import LevelledBackbone
 from visionmlp.models.official_layout import OfficialEntry
-from visionmlp.ops.eager import in_eager_inference
-from visionmlp.ops.layout import Layout, to_channels_first
+from visionmlp.models.stage import Stage
+from visionmlp.ops.layout import Layout
 
-InputSizes = Literal["fixed", "multiples", "any"]
-"""Image sizes that a model takes: ``img_size`` alone, its multiples, or all that are not too small."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class BackboneConfig:
-    """What every family takes. Families add their own fields; each is read once, where the model is built."""
-
-    num_classes: int = 1000
-    """Outputs of the classifier; 0 leaves it out."""
-    in_chans: int = 3
-    """Channels of the input image."""
-    img_size: tuple[int, int] = (224, 224)
-    """Height and width, in pixels, that the token matrices are built for."""
-    global_pool: str = "avg"
-    """How positions become one vector: "avg", or "" for the unpooled map (needs num_classes=0)."""
-    drop_rate: float = 0.0
-    """Dropout before the classifier."""
-    drop_path_rate: float = 0.0
-    """Probability that a residual branch is skipped in training; families say how it grows with depth."""
-
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            self._check_field(field.name, field.type, getattr(self, field.name))
-        for name in ("drop_rate", "drop_path_rate"):
-            self.require(0.0 <= getattr(self, name) < 1.0, f"{name} must be in [0, 1), got {getattr(self, name)}")
-        self.require(
-            self.global_pool != "" or self.num_classes == 0, "global_pool='' leaves a map, so give num_classes=0"
-        )
-
-    def _check_field(self, name: str, kind: Any, value: Any) -> None:
-        """Types, and the least value of every size and count."""
-        if kind in (bool, str):
-            self.require(isinstance(value, kind), f"{name} must be a {kind.__name__}, got {value!r}")
-        elif kind is float:
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            self.require(number and math.isfinite(value), f"{name} must be a number, got {value!r}")
-            self.require(value > 0 or not name.endswith("ratio"), f"{name} must be positive, got {value}")
-        else:
-            values = (value,) if kind is int else value
-            least = 0 if name == "num_classes" else 1
-            whole = isinstance(values, tuple) and all(type(v) is int for v in values)
-            what = "an integer" if kind is int else "two integers" if name == "img_size" else "integers"
-            self.require(whole and (name != "img_size" or len(values) == 2), f"{name} must be {what}, got {value!r}")
-            if name != "kernel_sizes":  # has rules of its own
-                self.require(min(values, default=least) >= least, f"{name} must be at least {least}, got {value}")
-
-    @staticmethod
-    def require(rule: bool, message: str) -> None:
-        """Raise InvalidConfig with ``message`` unless ``rule`` holds."""
-        if not rule:
-            raise InvalidConfig(message)
-
-    def require_multiple(self, divisor: int) -> None:
-        """Raise InvalidImageSize unless both sides of ``img_size`` are multiples of ``divisor``."""
-        if self.img_size[0] % divisor or self.img_size[1] % divisor:
-            nearest = tuple(max(divisor, round(side / divisor) * divisor) for side in self.img_size)
-            raise InvalidImageSize(
-                f"img_size {size_text(self.img_size)} is not a multiple of {divisor}; "
-                f"the nearest size that is: {size_text(nearest)}"
-            )
+Form = Literal["training", "deploy"]
+"""Whether convolution branches and norms are separate or folded."""
 
 
-_PART = 1 << 20
-"""Elements of the largest map that a `MapStage` computes at once."""
-
-
-class Stage(nn.Module):
-    """Down-sampling (or none), then blocks of one width and resolution."""
-
-    def __init__(self, blocks: Sequence[nn.Module], *, downsample: nn.Module | None = None) -> None:
-        super().__init__()
-        self.downsample = downsample if downsample is not None else nn.Identity()
-        self.blocks = nn.Sequential(*blocks)
-        self.grad_checkpointing = False
-
-    def forward(self, x: Tensor) -> Tensor:
-        """A map to a map."""
-        x = self.downsample(x)
-        for block in self.blocks:
-            x = self.run(block, x)
-        return x
-
-    def run(self, block: nn.Module, x: Tensor) -> Tensor:
-        """One block, recomputed in the backward pass if checkpointing is on."""
-        if self.grad_checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, x, use_reentrant=False)  # type: ignore[return-value]
-        return block(x)
-
-
-class MapStage(Stage):
-    """A `Stage` whose blocks compute batch-first: in eager inference a batch of large maps is computed in parts.
-
-    A few maps and what is computed from them stay in the caches; a whole batch would be fresh memory in every block.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """A map to a map."""
-        if self.training or not in_eager_inference(x) or x.numel() <= _PART:
-            return super().forward(x)
-        size = max(1, _PART * x.shape[0] // x.numel())
-        return torch.cat([super(MapStage, self).forward(part) for part in x.split(size)])
-
-
-class Backbone(nn.Module):
+class Backbone(LevelledBackbone):
     """Stem, stages, norm, head under timm's contract.
 
     Takes (B, in_chans, H, W), values normalised with ``pretrained_cfg``'s mean and std.
@@ -134,7 +35,6 @@ class Backbone(nn.Module):
         stem: image to map, at ``strides[0]``.
         stages: at least one; a single stage offers each of its blocks as a feature level, several offer their outputs.
         dims: channels of each stage.
-        strides: pixels between neighbouring positions, for each stage.
         norm: over the channels of the last map.
         head: pool and classifier; ``None`` makes those of the configuration.
         input_sizes: image sizes that the model takes.
@@ -142,6 +42,7 @@ class Backbone(nn.Module):
         feature_norms: a norm for each feature level, as in the authors' dense-prediction code; none if empty.
     """
 
+    form: Form = "deploy"
     pretrained_cfg: dict[str, Any]
     default_cfg: dict[str, Any]
 
@@ -154,38 +55,33 @@ class Backbone(nn.Module):
         stem: nn.Module,
         stages: Sequence[Stage],
         dims: Sequence[int],
-        strides: Sequence[int],
         norm: nn.Module,
         head: ClassifierHead | None = None,
         input_sizes: InputSizes = "fixed",
         least_side: int = 1,
         feature_norms: Sequence[nn.Module] = (),
     ) -> None:
-        super().__init__()
-        self.name = name
+        super().__init__(
+            name=name,
+            layout=layout,
+            stem=stem,
+            stages=stages,
+            dims=dims,
+            strides=config.strides,
+            feature_norms=feature_norms,
+            norm=norm,
+        )
         self.config = config
-        self.layout: Layout = layout
         self.input_sizes: InputSizes = input_sizes
         self.least_side = least_side
         self.last_norm_folds = False
         """A deploy form whose classifier takes its last norm in, or would if it had one."""
-        self.dims, self.strides = tuple(dims), tuple(strides)
-        self.stem = stem
-        self.stages = nn.ModuleList(stages)
-        self.norm = norm
+        # what timm's tools ask for: the memory order of maps, and the dimension of their channels
+        self.output_fmt = "NHWC" if layout == "BHWC" else "NCHW"
+        self.feature_dim = -1 if layout == "BHWC" else 1
         self.head = head or ClassifierHead(
             self.dims[-1], config.num_classes, pool=self.build_pool(config.global_pool), drop_rate=config.drop_rate
         )
-        self.feature_norms = nn.ModuleList(feature_norms)
-        self.num_features = self.head_hidden_size = self.dims[-1]
-        if len(stages) == 1:
-            self.feature_points = [(0, j) for j in range(len(stages[0].blocks))]
-        else:
-            self.feature_points = [(i, len(stage.blocks) - 1) for i, stage in enumerate(stages)]
-        self.feature_info = [
-            {"module": f"stages.{i}.blocks.{j}", "num_chs": self.dims[i], "reduction": self.strides[i]}
-            for i, j in self.feature_points
-        ]
 
     @property
     def num_classes(self) -> int:
@@ -207,13 +103,25 @@ class Backbone(nn.Module):
         """Pixels: where both sides of an image are multiples of it, no padding depends on its size."""
         return self.strides[-1]
 
+    @property
+    def image_rule(self) -> ImageRule:
+        """The images that the model takes."""
+        return ImageRule(
+            name=self.name,
+            in_chans=self.in_chans,
+            img_size=self.config.img_size,
+            input_sizes=self.input_sizes,
+            least_side=self.least_side,
+            stride=self.strides[-1],
+        )
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_chans, H, W) to logits (B, num_classes)."""
         return self.forward_head(self.forward_features(x))
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(B, in_chans, H, W) to the last map in ``layout``, after the norm."""
-        self.check_input(x)
+        self.image_rule.check(x)
         x = self.stem(x)
         for stage in self.stages:
             x = stage(x)
@@ -223,122 +131,17 @@ class Backbone(nn.Module):
         """The last map to logits (B, num_classes), or to pooled features (B, C) if ``pre_logits``."""
         return self.head(x, pre_logits=pre_logits)
 
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | list[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: Literal["NCHW", "NHWC", "NLC"] = "NCHW",
-        intermediates_only: bool = False,
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Feature levels on the way, before down-sampling.
-
-        Args:
-            x: (B, in_chans, H, W).
-            indices: levels to return; the last n for an int, all for None.
-            norm: apply the final norm to the last level; only that one has its width. A model with ``feature_norms``
-                applies those to its levels, and the final norm to none.
-            stop_early: do not compute beyond the deepest level asked for.
-            output_fmt: memory order of the returned levels.
-            intermediates_only: return the levels alone, not ``(last map, levels)``.
-
-        Raises:
-            InvalidConfig: for an unknown ``output_fmt``.
-        """
-        if output_fmt not in ("NCHW", "NHWC", "NLC"):
-            raise InvalidConfig(f"output_fmt must be NCHW, NHWC or NLC, got {output_fmt!r}")
-        take = self.take_levels(indices)
-        deepest = max(take)
-        wanted = {self.feature_points[i] for i in take}
-        self.check_input(x)
-        x = self.stem(x)
-        levels = []
-        for i, stage in enumerate(self._stages()):
-            x = stage.downsample(x)
-            for j, block in enumerate(stage.blocks):
-                x = stage.run(block, x)
-                if (i, j) in wanted:
-                    levels.append(to_channels_first(self._level_norm(i, norm)(x), self.layout))
-                if stop_early and intermediates_only and (i, j) == self.feature_points[deepest]:
-                    break
-            if stop_early and intermediates_only and i == self.feature_points[deepest][0]:
-                break
-        if output_fmt != "NCHW":
-            levels = [level.permute(0, 2, 3, 1) for level in levels]
-        if output_fmt == "NLC":
-            levels = [level.flatten(1, 2) for level in levels]
-        return levels if intermediates_only else (self.norm(x), levels)
-
-    def prune_intermediate_layers(
-        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
-    ) -> list[int]:
-        """Drop what is not needed for these feature levels; returns their absolute indices."""
-        take = self.take_levels(indices)
-        last_stage, last_block = self.feature_points[max(take)]
-        self.stages = self.stages[: last_stage + 1].train(self.training)
-        *_, last = self._stages()
-        last.blocks = last.blocks[: last_block + 1].train(self.training)
-        self.feature_norms = self.feature_norms[: last_stage + 1].train(self.training)
-        self.feature_points = self.feature_points[: max(take) + 1]
-        if prune_norm:
-            self.norm = nn.Identity()
-        if prune_head:
-            self._replace_classifier(0, "")
-        return take
-
-    def take_levels(self, indices: int | Sequence[int] | None) -> list[int]:
-        """Absolute indices of feature levels; the last n for an int, all for None, -1 is the last.
-
-        Raises:
-            InvalidConfig: for none, or one that does not exist.
-        """
-        count = len(self.feature_points)
-        if isinstance(indices, int):
-            take = list(range(count - indices, count))
-        else:
-            take = [index + count if index < 0 else index for index in (range(count) if indices is None else indices)]
-        if not take or not all(0 <= index < count for index in take):
-            raise InvalidConfig(f"{self.name} has feature levels 0 to {count - 1}, got {indices}")
-        return take
-
-    def _level_norm(self, stage: int, norm: bool) -> nn.Module:
-        if self.feature_norms:
-            return self.feature_norms[stage]
-        return self.norm if norm and stage == len(self.stages) - 1 else nn.Identity()
-
-    def _stages(self) -> Iterator[Stage]:
-        yield from cast("Iterator[Stage]", iter(self.stages))
-
-    def check_input(self, x: Tensor) -> None:
-        """Raise InvalidImageSize, naming sizes that work, or InvalidConfig for the wrong channels."""
-        if x.dim() != 4 or x.shape[1] != self.in_chans:
-            raise InvalidConfig(f"{self.name} takes (B, {self.in_chans}, H, W), got {tuple(x.shape)}")
-        height, width = self.config.img_size
-        given = (x.shape[2], x.shape[3])
-        if self.input_sizes == "any":
-            if min(given) < self.least_side:
-                least = size_text((self.least_side, self.least_side))
-                raise InvalidImageSize(f"{self.name} takes any size from {least} on, got {size_text(given)}")
-        elif self.input_sizes == "multiples":
-            if given[0] % height or given[1] % width:
-                works = f"multiples of {size_text(self.config.img_size)}, such as {size_text((2 * height, 2 * width))}"
-                raise InvalidImageSize(self._size_message(given, works))
-        elif given != (height, width):
-            raise InvalidImageSize(self._size_message(given, f"exactly {size_text(self.config.img_size)}"))
-
-    def _size_message(self, given: tuple[int, int], works: str) -> str:
-        return (
-            f"{self.name} as built takes {works}, got {size_text(given)}; resize the images "
-            f"or build the model with img_size (any multiple of {self.strides[-1]})"
-        )
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What ``torch.jit.script`` compiles: the operations of a symbolic trace, in the mode that the model is in."""
+        tracer = fx.Tracer(autowrap_functions=tuple(get_notrace_functions()))
+        return fx.GraphModule(self, tracer.trace(self), type(self).__name__).train(self.training)
 
     def build_pool(self, global_pool: str) -> nn.Module:
         """The pooling module of a ``global_pool`` name."""
         if global_pool == "avg":
             return AveragePool(self.layout)
         if global_pool == "":
-            return Unpooled(self.layout)
+            return Unpooled()
         raise InvalidConfig(f"global_pool must be 'avg' or '', got {global_pool!r}")
 
     def get_classifier(self) -> nn.Module:
@@ -358,6 +161,11 @@ class Backbone(nn.Module):
             )
         self._replace_classifier(num_classes, global_pool)
 
+    def drop_classifier(self) -> None:
+        """Leave the head no parameters, whatever the form; the map stays unpooled."""
+        self.head.dim = self.num_features
+        self._replace_classifier(0, "")
+
     def init_classifier(self, layer: nn.Linear) -> None:
         """Initialise a fresh classifier in place; PyTorch's default unless the authors do otherwise."""
 
@@ -375,14 +183,41 @@ class Backbone(nn.Module):
             self.init_classifier(self.head.fc)
         self.config = config
 
+    def factory_args(self) -> dict[str, Any]:
+        """Arguments with which ``timm.create_model(self.name, ...)`` builds this model in its form, with fresh weights.
+
+        Rates of dropout and drop-path are not among them: they belong to a training.
+
+        Raises:
+            InvalidConfig: for a model that was cut down to its feature levels.
+        """
+        if self.is_pruned:
+            raise InvalidConfig(f"no arguments build what is left of {self.name}; save the model before it is pruned")
+        values = {field.name: getattr(self.config, field.name) for field in dataclasses.fields(self.config)}
+        values = {name: value for name, value in values.items() if not name.endswith(("drop_rate", "drop_path_rate"))}
+        return {**values, "form": self.form} if self.form == "deploy" else values
+
+    @property
+    def _model_args(self) -> dict[str, Any]:
+        """What timm saves beside the weights."""
+        return self.factory_args()
+
+    @_model_args.setter
+    def _model_args(self, given: dict[str, Any]) -> None:
+        """timm notes here what its factory was given; the configuration knows that and all later changes."""
+
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Keep only block inputs for the backward pass and recompute the rest: less memory, one more forward pass."""
         for stage in self._stages():
             stage.grad_checkpointing = enable
 
     def no_weight_decay(self) -> set[str]:
-        """Parameters that take no weight decay beside biases and vectors: none."""
-        return set()
+        """Parameters that take no weight decay: all but the matrices and kernels of products."""
+        return {
+            name
+            for name, value in self.named_parameters()
+            if value.dim() < 2 or name.rpartition(".")[2] not in ("weight", "fc3")
+        }
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Patterns that sort parameters into layers, for layer-wise learning rates."""
@@ -393,6 +228,8 @@ class Backbone(nn.Module):
             "blocks": [
                 (r"^stages\.(\d+)\.downsample", (0,)),
                 (r"^stages\.(\d+)\.blocks\.(\d+)", None),
+                # with the layer before them
+                (r"^feature_norms\.(\d+)", (99999,)),
                 (r"^norm", (99999,)),
             ],
         }
@@ -400,6 +237,8 @@ class Backbone(nn.Module):
 
 class FusibleBackbone(Backbone, Fusible):
     """The training form of a family: its classifier takes the last norm in, its blocks fuse by themselves."""
+
+    form: Form = "training"
 
     @abstractmethod
     def official_entry(self, name: str) -> OfficialEntry:
@@ -461,7 +300,6 @@ class FusibleBackbone(Backbone, Fusible):
             stem=self.stem,
             stages=list(self._stages()),
             dims=self.dims,
-            strides=self.strides,
             norm=norm,
             head=head,
             input_sizes=self.input_sizes,
@@ -470,28 +308,9 @@ class FusibleBackbone(Backbone, Fusible):
         )
         deployed.feature_points = list(self.feature_points)
         deployed.feature_info = list(self.feature_info)
-        deployed.last_norm_folds = affine
+        deployed.num_features = deployed.head_hidden_size = self.num_features
+        deployed.last_norm_folds, deployed.is_pruned = affine, self.is_pruned
         # what timm attaches to a model it has built
         own = set(deployed.__dict__)
         deployed.__dict__.update({key: value for key, value in self.__dict__.items() if key not in own})
         return deployed
-
-
-def init_linear(module: nn.Module) -> None:
-    """Start a linear layer as most authors do: truncated normal of deviation 0.02, zero bias; leave others alone."""
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-
-
-def size_text(size: Sequence[int]) -> str:
-    """``(224, 160)`` as ``224x160``."""
-    return "x".join(str(side) for side in size)
-
-
-def drop_path_rates(rate: float, depths: Sequence[int]) -> list[list[float]]:
-    """Rates that grow linearly from 0 to ``rate`` over all blocks, grouped by stage."""
-    last = max(sum(depths) - 1, 1)
-    indices = iter(range(sum(depths)))
-    return [[rate * next(indices) / last for _ in range(depth)] for depth in depths]

@@ -40,12 +40,8 @@ class CheckpointInfo:
 
 def default_preprocessing(model: Backbone) -> dict[str, Any]:
     """The evaluation preprocessing of the published weights, at the size that the model was built for."""
-    cfg, channels = model.pretrained_cfg, model.config.in_chans
-    values: dict[str, Any] = {"input_size": (channels, *model.config.img_size)}
-    for key in ("mean", "std"):
-        # other images than RGB: every channel gets the average
-        values[key] = cfg[key] if len(cfg[key]) == channels else (sum(cfg[key]) / len(cfg[key]),) * channels
-    return {**values, "interpolation": cfg["interpolation"], "crop_pct": cfg["crop_pct"]}
+    cfg = model.pretrained_cfg
+    return {key: cfg[key] for key in ("input_size", "mean", "std", "interpolation", "crop_pct")}
 
 
 def save_checkpoint(

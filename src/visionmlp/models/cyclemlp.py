@@ -27,9 +27,11 @@ from visionmlp.layers.fusible import Fusible, linear, parameter
 from visionmlp.layers.linear import Linear
 from visionmlp.layers.patch_embed import ConvEmbed
 from visionmlp.layers.reweight import PlainSum, Reweight
-from visionmlp.models.backbone import BackboneConfig, FusibleBackbone, MapStage, drop_path_rates, init_linear
+from visionmlp.models.backbone import FusibleBackbone
+from visionmlp.models.config import BackboneConfig
 from visionmlp.models.official_layout import CONV1X1, SAME, OfficialEntry
 from visionmlp.models.registry import IMAGENET, Published, Variant, register_family
+from visionmlp.models.stage import MapStage, drop_path_rates, init_linear
 from visionmlp.ops.eager import in_eager_inference
 from visionmlp.ops.product import linear as linear_product
 from visionmlp.ops.product import linear_of_each
@@ -75,6 +77,11 @@ class CycleMLPConfig(BackboneConfig):
                 f"{name} must be two odd numbers, so that it has a centre, got {kernel}",
             )
         self.require(0.0 <= self.proj_drop_rate < 1.0, f"proj_drop_rate must be in [0, 1), got {self.proj_drop_rate}")
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Pixels between neighbouring positions, for each stage."""
+        return tuple(4 << i for i in range(len(self.blocks)))
 
     def positions(self, stage: int) -> int:
         """Positions of a stage's map of an image of ``img_size``."""
@@ -309,7 +316,6 @@ class CycleMLP(FusibleBackbone):
             stem=ConvEmbed(config.in_chans, dims[0], 7, stride=4, padding=2, layout="BHWC"),
             stages=stages,
             dims=dims,
-            strides=[4 << i for i in range(len(dims))],
             norm=nn.LayerNorm(dims[-1]),
             input_sizes="any",
             least_side=3,

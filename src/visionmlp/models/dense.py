@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from visionmlp.errors import InvalidConfig, InvalidImageSize
-from visionmlp.models.backbone import Backbone, size_text
+from visionmlp.models.backbone import Backbone
+from visionmlp.models.config import size_text
 from visionmlp.models.registry import create_model, default_levels
 
 PYRAMID_STRIDES = (4, 8, 16, 32)

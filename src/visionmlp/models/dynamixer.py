@@ -32,7 +32,7 @@ from visionmlp.layers.grid_mixer import GridMixer
 from visionmlp.layers.linear import Linear
 from visionmlp.layers.reweight import PlainSum, Reweight
 from visionmlp.models.axial import AxialBackbone, AxialConfig
-from visionmlp.models.backbone import size_text
+from visionmlp.models.config import size_text
 from visionmlp.models.official_layout import SAME, OfficialEntry, View
 from visionmlp.models.registry import IMAGENET, Published, Variant, register_family
 from visionmlp.ops.fold import linear_of_affine

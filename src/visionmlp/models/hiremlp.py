@@ -1,10 +1,10 @@
 """Hire-MLP: vision MLP via hierarchical rearrangement (Guo et al., CVPR 2022, arXiv 2108.13341).
 
-Section 3: inner-region rearrangement is `Regions.gather` and `Regions.scatter`, cross-region rearrangement their
-``step``; both with their MLP are `RegionMLP`, the three branches of a Hire module `HireMixer`. Follows the authors'
-code: the channel branch sees the map unmoved, the branches are reweighted, the embeddings are convolution, BatchNorm
-and ReLU, and the step of a block depends on its place in its stage. Beyond their code, a side may be shorter than a
-region, and drop-path grows linearly over all blocks.
+Section 3: inner-region rearrangement is `ops.regions.gather_regions` and `scatter_regions`, cross-region rearrangement
+their ``step``; both with their MLP are `RegionMLP`, the three branches of a Hire module `HireMixer`. Follows the
+authors' code: the channel branch sees the map unmoved, the branches are reweighted, the embeddings are convolution,
+BatchNorm and ReLU, and the step of a block depends on its place in its stage. Beyond their code, a side may be shorter
+than a region, and drop-path grows linearly over all blocks.
 
 Layout (B, H, W, C).
 """
@@ -13,7 +13,6 @@ import dataclasses
 import math
 import re
 
-import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
@@ -25,14 +24,15 @@ from visionmlp.layers.linear import Linear, linear_relu
 from visionmlp.layers.norms import MapBatchNorm
 from visionmlp.layers.patch_embed import ConvEmbed
 from visionmlp.layers.reweight import PlainSum, Reweight
-from visionmlp.models.backbone import BackboneConfig, FusibleBackbone, MapStage, drop_path_rates
+from visionmlp.models.backbone import FusibleBackbone
+from visionmlp.models.config import BackboneConfig
 from visionmlp.models.official_layout import CONV1X1, SAME, OfficialEntry, View
 from visionmlp.models.registry import IMAGENET, Published, Variant, register_family
+from visionmlp.models.stage import MapStage, drop_path_rates
 from visionmlp.ops.fold import affine_of_linear, linear_of_affine
 from visionmlp.ops.layout import Layout
+from visionmlp.ops.regions import COLUMNS, ROWS, Regions, gather_regions, scatter_regions
 
-ROWS, COLUMNS = 1, 2
-"""Axes of a (B, H, W, C) map."""
 STEP_PADDINGS = ("circular", "zero")
 REGION_PADDINGS = ("circular", "zero", "replicate")
 
@@ -79,7 +79,12 @@ class HireMLPConfig(BackboneConfig):
             self.require(value in known, f"{name} must be one of {', '.join(known)}, got {value!r}")
         self.require(0.0 <= self.proj_drop_rate < 1.0, f"proj_drop_rate must be in [0, 1), got {self.proj_drop_rate}")
 
-    def regions(self, axis: int, stage: int, block: int) -> "Regions":
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Pixels between neighbouring positions, for each stage."""
+        return tuple(4 << i for i in range(len(self.blocks)))
+
+    def regions(self, axis: int, stage: int, block: int) -> Regions:
         """The rearrangement along an axis that a block works on."""
         return Regions(
             axis=axis,
@@ -88,93 +93,6 @@ class HireMLPConfig(BackboneConfig):
             step_padding=self.step_padding,
             region_padding=self.region_padding,
         )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Regions:
-    """Cuts a map (B, H, W, C) along one axis into regions, and puts them back.
-
-    Cross-region rearrangement moves the content by ``step`` first, inner-region rearrangement then joins the channels
-    of ``size`` neighbours, in the order (place in region, channel). A last region that is not full is filled up.
-    """
-
-    axis: int
-    size: int
-    step: int
-    step_padding: str
-    region_padding: str
-
-    @property
-    def pads_zeros(self) -> bool:
-        """Whether zeros may stand among the gathered values."""
-        return "zero" in (self.step_padding, self.region_padding)
-
-    def gather(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) to (B, W, H/size, size*C) along rows, or (B, H, W/size, size*C) along columns, rounded up."""
-        lines = x.transpose(1, 2) if self.axis == ROWS else x
-        side = lines.shape[2]
-        count = -(-side // self.size)
-        length = count * self.size
-        if self.step_padding == self.region_padding == "circular":
-            # the first rows of the moved map follow its last ones, as before it was moved
-            lines = wrapped(lines, 2, -self._step(side), length)
-        else:
-            lines = self._filled(self._moved(lines), length)
-        return lines.unflatten(2, (count, self.size)).flatten(3)
-
-    def scatter(self, regions: Tensor, side: int) -> Tensor:
-        """Undo `gather`, for a map of ``side`` positions along the axis: (B, H, W, C), contiguous."""
-        lines = regions.unflatten(3, (self.size, -1)).flatten(2, 3)
-        x = (lines.transpose(1, 2) if self.axis == ROWS else lines).narrow(self.axis, 0, side)
-        if self.step_padding == "circular":
-            x = wrapped(x, self.axis, self._step(side), side)
-        return x.contiguous()
-
-    def _step(self, side: int) -> int:
-        """Positions that the content really moves."""
-        step = self.step
-        while step >= side:
-            step -= side
-        # where all regions are full, moving by whole regions only renames them
-        return step if side % self.size else step % self.size
-
-    def _moved(self, lines: Tensor) -> Tensor:
-        side = lines.shape[2]
-        if self.step_padding == "circular":
-            return wrapped(lines, 2, -self._step(side), side)
-        if self.step >= side:
-            return torch.zeros_like(lines)
-        return torch.cat([_zeros(lines, self.step), lines.narrow(2, 0, side - self.step)], 2)
-
-    def _filled(self, lines: Tensor, length: int) -> Tensor:
-        missing = length - lines.shape[2]
-        if self.region_padding == "circular":
-            return wrapped(lines, 2, 0, length)
-        if self.region_padding == "zero":
-            return torch.cat([lines, _zeros(lines, missing)], 2)
-        return torch.cat([lines, lines[:, :, -1:].expand(-1, -1, missing, -1)], 2)
-
-
-def _zeros(lines: Tensor, length: int) -> Tensor:
-    batch, count, _, channels = lines.shape
-    return lines.new_zeros(batch, count, length, channels)
-
-
-def wrapped(x: Tensor, axis: int, start: int, length: int) -> Tensor:
-    """``length`` positions along an axis, around its end, from ``start`` on; a view where nothing wraps.
-
-    A negative ``start`` counts from the end. Of min() and modulo, symbolic sizes would keep nested expressions, with
-    which a compiler takes minutes; comparisons they decide.
-    """
-    side = x.shape[axis]
-    if start < 0:
-        start += side
-    parts = []
-    while length > 0:
-        taken = length if length < side - start else side - start
-        parts.append(x.narrow(axis, start, taken))
-        start, length = 0, length - taken
-    return parts[0] if len(parts) == 1 else torch.cat(parts, axis)
 
 
 class RegionMLP(nn.Module):
@@ -191,8 +109,8 @@ class RegionMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to (B, H, W, C)."""
-        hidden = self.act(self.norm(self.fc1(self.regions.gather(x))))
-        return self.regions.scatter(self.fc2(hidden), x.shape[self.regions.axis])
+        hidden = self.act(self.norm(self.fc1(gather_regions(x, *self.regions))))
+        return scatter_regions(self.fc2(hidden), x.shape[self.regions.axis], *self.regions[:4])
 
 
 class DeployedRegionMLP(nn.Module):
@@ -212,13 +130,13 @@ class DeployedRegionMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to (B, H, W, C)."""
-        gathered = self.regions.gather(x)
+        gathered = gather_regions(x, *self.regions)
         if self.shift is None:
             hidden = linear_relu(gathered, self.fc1)
         else:
-            occupied = self.regions.gather(x.new_ones(1, *x.shape[1:3], 1))
+            occupied = gather_regions(x.new_ones(1, x.shape[1], x.shape[2], 1), *self.regions)
             hidden = self.act(self.fc1(gathered) + occupied @ self.shift)
-        return self.regions.scatter(self.fc2(hidden), x.shape[self.regions.axis])
+        return scatter_regions(self.fc2(hidden), x.shape[self.regions.axis], *self.regions[:4])
 
     @staticmethod
     def fold(mlp: RegionMLP, scale: Tensor, shift: Tensor) -> "DeployedRegionMLP":
@@ -318,7 +236,6 @@ class HireMLP(FusibleBackbone):
             stem=_embed(config.in_chans, dims[0], 7, stride=4, padding=2, input_layout="BCHW"),
             stages=stages,
             dims=dims,
-            strides=[4 << i for i in range(len(dims))],
             norm=MapBatchNorm(dims[-1]),
             input_sizes="any",
             least_side=3,

@@ -14,9 +14,11 @@ from torch import nn
 from visionmlp.layers.locality import check_kernel_sizes
 from visionmlp.layers.mixer_block import MixerBlock, lecun_normal_
 from visionmlp.layers.patch_embed import PatchEmbed
-from visionmlp.models.backbone import BackboneConfig, FusibleBackbone, Stage, drop_path_rates
+from visionmlp.models.backbone import FusibleBackbone
+from visionmlp.models.config import BackboneConfig
 from visionmlp.models.official_layout import SAME, TRANSPOSED, OfficialEntry, View
 from visionmlp.models.registry import INCEPTION, Published, Variant, register_family
+from visionmlp.models.stage import Stage, drop_path_rates
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,6 +48,11 @@ class MLPMixerConfig(BackboneConfig):
         check_kernel_sizes(self.kernel_sizes)
         self.require(0.0 <= self.proj_drop_rate < 1.0, f"proj_drop_rate must be in [0, 1), got {self.proj_drop_rate}")
         self.require_multiple(self.patch_size)
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Pixels between neighbouring positions."""
+        return (self.patch_size,)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -80,7 +87,6 @@ class MLPMixer(FusibleBackbone):
             stem=stem,
             stages=[Stage(blocks)],
             dims=[config.dim],
-            strides=[config.patch_size],
             norm=nn.LayerNorm(config.dim, eps=1e-6),
         )
         linear_layers = [module for module in self.modules() if isinstance(module, nn.Linear)]

@@ -19,7 +19,8 @@ from visionmlp.errors import CheckpointError, CheckpointMismatch
 from visionmlp.files import whole_file
 from visionmlp.layers.fusible import reparameterize
 from visionmlp.layers.grid_mixer import GridMixer
-from visionmlp.models.backbone import Backbone, FusibleBackbone, size_text
+from visionmlp.models.backbone import Backbone, FusibleBackbone
+from visionmlp.models.config import size_text
 from visionmlp.models.unpickling import RunsCode, Stranger, read_inert
 from visionmlp.models.weights import OFFICIAL_FILES, OfficialFile, family_prefix
 from visionmlp.models.wrappers import find_weights, shared_prefix

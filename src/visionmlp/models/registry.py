@@ -1,14 +1,16 @@
 """The table of variants, and their registration with timm."""
 
+import contextlib
 import dataclasses
 import difflib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import timm
+import torch
 from timm.data import (
     IMAGENET_DEFAULT_MEAN,
     IMAGENET_DEFAULT_STD,
@@ -17,9 +19,12 @@ from timm.data import (
 )
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, split_model_name_tag
 
-from visionmlp.errors import InvalidConfig, UnknownModel
-from visionmlp.models.backbone import Backbone, BackboneConfig
+from visionmlp.errors import InvalidConfig, UnknownModel, UnknownOption
+from visionmlp.layers.fusible import reparameterize
+from visionmlp.models.backbone import Backbone, Form
+from visionmlp.models.config import BackboneConfig
 from visionmlp.models.pretrained import check_tag, is_hub_model, load_pretrained, resolve
+from visionmlp.models.timm_factory import described, feature_options, require_same_classes, saved_state_filter
 from visionmlp.models.weights import WEIGHTS, PublishedWeights
 
 
@@ -99,6 +104,7 @@ def register_family(
             "input_size": (variant.config.in_chans, *variant.img_size),
             "num_classes": variant.config.num_classes,
             "fixed_input_size": fixed_input_size,
+            "pool_size": tuple(side // variant.config.strides[-1] for side in variant.img_size),
             "first_conv": "stem.proj",
             "classifier": "head.fc",
             **preprocessing,
@@ -121,27 +127,51 @@ def _entry_point(module: str, variant: Variant, build: BackboneFamily) -> Callab
         pretrained_cfg: Any = None,
         pretrained_cfg_overlay: dict[str, Any] | None = None,
         cache_dir: str | Path | None = None,
+        form: Form = "training",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        feature_cfg: Mapping[str, Any] | None = None,
         **fields: Any,
     ) -> Any:
+        if form not in ("training", "deploy"):
+            raise InvalidConfig(f"form must be 'training' or 'deploy', got {form!r}")
         cfg = resolve(variant.name, pretrained_cfg, pretrained_cfg_overlay)
         by_timm = pretrained and is_hub_model(cfg)
+        features_only = bool(fields.get("features_only"))
+        if features_only:
+            fields["feature_cfg"] = feature_options(
+                feature_cfg,
+                fields.pop("feature_cls", None),
+                out_indices=default_levels(variant.config, fields),
+                level_norms=bool(fields.get("feature_norms")),
+            )
+        built: BackboneConfig = variant.config
 
         def build_loaded(**config: Any) -> Backbone:
-            model = _build(variant, build, **config)
+            nonlocal built
+            built = _config(variant, config)
+            with torch.device(device) if device is not None else contextlib.nullcontext():
+                model = build(variant.name, built)
             if pretrained and not by_timm:
                 load_pretrained(model, cfg, family=variant.family, cache_dir=cache_dir)
-            return model
+            if form == "deploy":
+                if by_timm and not features_only:
+                    require_same_classes(cfg, model.num_classes, name=variant.name)
+                model = cast("Backbone", reparameterize(model.eval()))
+            return model if dtype is None else model.to(dtype)
 
-        return build_model_with_cfg(
+        model = build_model_with_cfg(
             build_loaded,
             variant.name,
             by_timm,
             # a model need not carry a copy of its weights
             pretrained_cfg=dataclasses.replace(cfg, state_dict=None),  # type: ignore[arg-type]
+            pretrained_filter_fn=saved_state_filter(cfg),
             cache_dir=cache_dir,
-            feature_cfg={"out_indices": default_levels(variant.config), "feature_cls": "getter"},
             **fields,
         )
+        model.pretrained_cfg = model.default_cfg = described(model.pretrained_cfg, built)
+        return model
 
     entry_point.__name__ = entry_point.__qualname__ = variant.name
     entry_point.__module__ = module
@@ -149,27 +179,39 @@ def _entry_point(module: str, variant: Variant, build: BackboneFamily) -> Callab
     return entry_point
 
 
-def default_levels(config: BackboneConfig) -> tuple[int, ...]:
-    """Feature levels of ``features_only``: the stages, or four evenly spaced blocks of a single stage."""
-    depths = getattr(config, "blocks", None)
-    if isinstance(depths, tuple):
+def default_levels(config: BackboneConfig, fields: Mapping[str, Any] = MappingProxyType({})) -> tuple[int, ...]:
+    """Feature levels of ``features_only``: the stages, or four evenly spaced blocks of a single stage.
+
+    Args:
+        config: a configuration of the family.
+        fields: what is different from it.
+    """
+    depths = fields.get("blocks", getattr(config, "blocks", None))
+    if isinstance(depths, (tuple, list)) and len(depths) > 1:
         return tuple(range(len(depths)))
-    depth: int = config.depth  # type: ignore[attr-defined]
-    return tuple(sorted({max(0, depth * quarter // 4 - 1) for quarter in (1, 2, 3, 4)}))
+    depth = depths[0] if isinstance(depths, (tuple, list)) else fields.get("depth", getattr(config, "depth", 1))
+    return tuple(sorted({max(0, int(depth) * quarter // 4 - 1) for quarter in (1, 2, 3, 4)}))
 
 
-def _build(variant: Variant, build: BackboneFamily, **fields: Any) -> Backbone:
+def _config(variant: Variant, fields: Mapping[str, Any]) -> BackboneConfig:
+    """The variant's configuration with other values.
+
+    Raises:
+        UnknownOption: naming the nearest.
+        InvalidConfig: for values that cannot be.
+    """
     known = [field.name for field in dataclasses.fields(variant.config)]
+    values = dict(fields)
     for name in fields:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"it takes {', '.join(known)}"
-            raise InvalidConfig(f"{variant.name} has no option {name!r}; {hint}")
-    if isinstance(size := fields.get("img_size"), int):
-        fields["img_size"] = (size, size)
+            raise UnknownOption(f"{variant.name} has no option {name!r}; {hint}")
+    if isinstance(size := values.get("img_size"), int):
+        values["img_size"] = (size, size)
     # sequences arrive as lists from YAML and JSON; the config is hashable
-    fields = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
-    return build(variant.name, dataclasses.replace(variant.config, **fields))
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    return dataclasses.replace(variant.config, **values)
 
 
 def list_models(family: str | None = None, *, test: bool = False) -> list[str]:
@@ -246,6 +288,9 @@ def create_model(
         CheckpointError: if there are no weights to fetch, or they cannot be used; says why and what to do.
     """
     variant(name)
+    for option in ("form", "device", "dtype"):
+        if option in fields:
+            raise UnknownOption(f"{option} is an option of timm.create_model; change the finished model")
     return timm.create_model(  # type: ignore[return-value]
         name, pretrained=pretrained, num_classes=num_classes, img_size=img_size, **fields
     )

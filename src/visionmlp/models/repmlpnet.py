@@ -24,9 +24,12 @@ from visionmlp.layers.fusible import Fusible, linear, parameter
 from visionmlp.layers.linear import Linear
 from visionmlp.layers.locality import LocalityBranches, LocalMixer, check_kernel_sizes
 from visionmlp.layers.patch_embed import PatchEmbed
-from visionmlp.models.backbone import BackboneConfig, FusibleBackbone, Stage, drop_path_rates
+from visionmlp.models.backbone import FusibleBackbone
+from visionmlp.models.config import BackboneConfig
 from visionmlp.models.official_layout import CONV1X1, SAME, OfficialEntry, View
 from visionmlp.models.registry import IMAGENET, Published, Variant, register_family
+from visionmlp.models.stage import Stage, drop_path_rates
+from visionmlp.ops.eager import is_symbolic
 from visionmlp.ops.fold import affine_of_linear, batchnorm_affine, linear_of_affine
 from visionmlp.ops.layout import from_positions_first, to_positions_first
 from visionmlp.ops.partition import (
@@ -196,7 +199,7 @@ class DeployedRepMLPBlock(nn.Module):
         mixed = mix_positions_first(windows.flatten(0, 1), self.weight).view(windows.shape)
         count = (height // self.window[0]) * (width // self.window[1])
         gate = None if self.gate is None else self.gate(positions.mean((0, 1))).repeat(count, 1)
-        if count > 1 and self.window_order == "authors":
+        if self.window_order == "authors" and (is_symbolic(x) or count > 1):
             mixed = torch.addcmul(self.bias, mixed, self.scale)
             mixed = interleave_gathered_windows(mixed, count, self.weight.shape[0])
             y = windows + mixed if gate is None else torch.addcmul(windows, mixed, gate)
@@ -316,7 +319,6 @@ class RepMLPNet(FusibleBackbone):
             stem=_embed(config.in_chans, dims[0], config.patch_size),
             stages=stages,
             dims=dims,
-            strides=config.strides,
             norm=nn.BatchNorm2d(dims[-1]),
             input_sizes="multiples",
         )

@@ -22,9 +22,11 @@ from visionmlp.layers.fusible import Fusible, parameter
 from visionmlp.layers.locality import check_kernel_sizes
 from visionmlp.layers.patch_embed import PatchEmbed
 from visionmlp.layers.token_mixing import DeployedTokenLinear, DeployedTokenMLP, TokenLinear, TokenMLP
-from visionmlp.models.backbone import BackboneConfig, FusibleBackbone, Stage, init_linear
+from visionmlp.models.backbone import FusibleBackbone
+from visionmlp.models.config import BackboneConfig
 from visionmlp.models.official_layout import SAME, OfficialEntry, View
 from visionmlp.models.registry import IMAGENET, Published, Variant, register_family
+from visionmlp.models.stage import Stage, init_linear
 
 CROSS_PATCH = ("linear", "none", "mlp", "conv3x3", "depthwise", "separable")
 NORMS = ("affine", "layernorm")
@@ -67,6 +69,11 @@ class ResMLPConfig(BackboneConfig):
         )
         self.require(0.0 <= self.proj_drop_rate < 1.0, f"proj_drop_rate must be in [0, 1), got {self.proj_drop_rate}")
         self.require_multiple(self.patch_size)
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Pixels between neighbouring positions."""
+        return (self.patch_size,)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -221,7 +228,6 @@ class ResMLP(FusibleBackbone):
             stem=PatchEmbed(config.in_chans, config.dim, config.patch_size, layout="BHWC"),
             stages=[Stage([block(config) for _ in range(config.depth)])],
             dims=[config.dim],
-            strides=[config.patch_size],
             norm=make_norm(config),
         )
         # the patch convolution keeps PyTorch's default, as in the authors' code

@@ -32,9 +32,11 @@ from visionmlp.layers.locality import check_kernel_sizes
 from visionmlp.layers.mixer_block import MixerBlock, lecun_normal_
 from visionmlp.layers.moe import ExpertLinear, Experts, MixtureOfExperts, Router
 from visionmlp.layers.patch_embed import PatchEmbed
-from visionmlp.models.backbone import BackboneConfig, FusibleBackbone, Stage, drop_path_rates
+from visionmlp.models.backbone import FusibleBackbone
+from visionmlp.models.config import BackboneConfig
 from visionmlp.models.official_layout import OfficialEntry
 from visionmlp.models.registry import INCEPTION, Published, Variant, register_family
+from visionmlp.models.stage import Stage, drop_path_rates
 from visionmlp.ops.resize import Grid, resize_grid, resize_token_inputs
 
 
@@ -109,6 +111,11 @@ class SparseMLPConfig(BackboneConfig):
         self.require(self.capacity_factor > 0, f"capacity_factor must be positive, got {self.capacity_factor}")
         for name in ("importance_weight", "load_weight"):
             self.require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Pixels between neighbouring positions."""
+        return (self.patch_size,)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -307,7 +314,6 @@ class SparseMLP(FusibleBackbone):
             stem=stem,
             stages=[Stage(blocks)],
             dims=[config.dim],
-            strides=[config.patch_size],
             norm=nn.LayerNorm(config.dim, eps=1e-6),
         )
         linear_layers = [module for module in self.modules() if isinstance(module, (nn.Linear, ExpertLinear))]

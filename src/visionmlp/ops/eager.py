@@ -1,10 +1,17 @@
 """Whether shortcuts may be taken: those that reuse memory, depend on sizes, or call operators that compilers lack."""
 
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+
+def is_symbolic(x: Any) -> bool:
+    """Whether a value is what ``torch.fx`` puts in its place: it has no size, dtype or device to decide by."""
+    return isinstance(x, fx.Proxy)
 
 
 def is_eager(x: Tensor) -> bool:
@@ -13,7 +20,8 @@ def is_eager(x: Tensor) -> bool:
     Compilers and exporters get plain operators: they fuse them by themselves, and tracers lose writes through views.
     """
     return (
-        x.device.type == "cpu"
+        not is_symbolic(x)
+        and x.device.type == "cpu"
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
         and _get_current_dispatch_mode() is None

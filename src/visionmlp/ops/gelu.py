@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from visionmlp.ops.eager import in_eager_inference
+from visionmlp.ops.eager import in_eager_inference, is_symbolic
 
 _LINEAR = 2 * math.sqrt(2 / math.pi)
 _CUBIC = _LINEAR * 0.044715
@@ -27,7 +27,7 @@ def gelu_(x: Tensor, approximate: Literal["none", "tanh"]) -> Tensor:
         x: any shape; overwritten unless gradients are on or a compiler traces.
         approximate: ``"none"`` for the error function, ``"tanh"`` for its approximation.
     """
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if torch.is_grad_enabled() or is_symbolic(x) or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return F.gelu(x, approximate=approximate)
     if approximate == "none" or not in_eager_inference(x) or x.dtype not in (torch.float32, torch.float64):
         return torch.ops.aten.gelu_(x, approximate=approximate)

@@ -3,9 +3,11 @@
 Source: RepMLPNet (arXiv 2112.11081), section 5.3.
 """
 
+from timm.layers import register_notrace_function
 from torch import Tensor
 
 
+@register_notrace_function
 def partition(x: Tensor, window: tuple[int, int]) -> Tensor:
     """Cut (B, C, H, W) into non-overlapping windows: (B * H/h * W/w, C, h, w), row-major within an image.
 
@@ -16,38 +18,41 @@ def partition(x: Tensor, window: tuple[int, int]) -> Tensor:
     h, w = window
     if height % h or width % w:
         raise ValueError(f"{h}x{w} windows do not tile a {height}x{width} map")
-    if (height, width) == (h, w):
+    if height == h and width == w:
         return x
     x = x.reshape(batch, channels, height // h, h, width // w, w).permute(0, 2, 4, 1, 3, 5)
     return x.reshape(-1, channels, h, w)
 
 
+@register_notrace_function
 def unpartition(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Undo `partition`: windows (B * H/h * W/w, C, h, w) back to maps (B, C, H, W) of ``size`` (H, W)."""
     windows, channels, h, w = x.shape
     height, width = size
-    if (height, width) == (h, w):
+    if height == h and width == w:
         return x
     rows, columns = height // h, width // w
     x = x.reshape(windows // (rows * columns), rows, columns, channels, h, w).permute(0, 3, 1, 4, 2, 5)
     return x.reshape(-1, channels, height, width)
 
 
+@register_notrace_function
 def gather_windows(x: Tensor, window: tuple[int, int]) -> Tensor:
     """Cut positions-first (H, W, B, C) into windows that join the batch: (h, w, H/h * W/w * B, C)."""
     height, width, batch, channels = x.shape
     h, w = window
-    if (height, width) == (h, w):
+    if height == h and width == w:
         return x
     x = x.reshape(height // h, h, width // w, w, batch, channels).permute(1, 3, 0, 2, 4, 5)
     return x.reshape(h, w, -1, channels)
 
 
+@register_notrace_function
 def scatter_windows(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Undo `gather_windows`: (h, w, H/h * W/w * B, C) back to (H, W, B, C) of ``size`` (H, W)."""
     h, w, windows, channels = x.shape
     height, width = size
-    if (height, width) == (h, w):
+    if height == h and width == w:
         return x
     rows, columns = height // h, width // w
     x = x.view(h, w, rows, columns, windows // (rows * columns), channels).permute(2, 0, 3, 1, 4, 5)

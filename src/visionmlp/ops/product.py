@@ -14,7 +14,7 @@ from torch._C._functorch import is_legacy_batchedtensor
 from torch.nn import functional as F
 
 from visionmlp.errors import InvalidConfig
-from visionmlp.ops.eager import in_eager_inference, is_eager
+from visionmlp.ops.eager import in_eager_inference, is_eager, is_symbolic
 from visionmlp.ops.gelu import gelu_
 
 Approximate = Literal["none", "tanh"]
@@ -62,9 +62,9 @@ def _applies(x: Tensor, weight: Tensor) -> bool:
 
 def _unpacked(weight: Tensor, x: Tensor) -> Tensor:
     """The weight for plain operators."""
-    if not weight.is_mkldnn:
+    if is_symbolic(weight) or not weight.is_mkldnn:
         return weight
-    if x.numel() == 0:
+    if not is_symbolic(x) and x.numel() == 0:
         return weight.to_dense()
     raise InvalidConfig(
         "a packed model computes in eager inference only, on batches of its own dtype on the CPU; "
@@ -168,13 +168,16 @@ def linear_of_each(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 def bmm(a: Tensor, b: Tensor) -> Tensor:
     """``a @ b`` of matrices (S, M, K) and (S, K, N), one by one if they are large: (S, M, N)."""
-    fit = a.dim() == b.dim() == 3 and a.shape[0] == b.shape[0] and a.shape[2] == b.shape[1]
-    if fit and is_eager(a) and a.shape[1:].numel() * b.shape[2] >= _LARGE and _applies(a, b):
+    if is_eager(a) and _fit(a, b) and a.shape[1:].numel() * b.shape[2] >= _LARGE and _applies(a, b):
         if not torch.is_grad_enabled():
             return _bmm(a, b)
         if a.dtype == torch.float32:
             return _Bmm.apply(a, b)
     return torch.bmm(a, b)
+
+
+def _fit(a: Tensor, b: Tensor) -> bool:
+    return a.dim() == b.dim() == 3 and a.shape[0] == b.shape[0] and a.shape[2] == b.shape[1]
 
 
 def _bmm(a: Tensor, b: Tensor) -> Tensor:

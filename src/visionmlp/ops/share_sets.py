@@ -6,6 +6,7 @@ code computes the same numbers several times slower.
 
 from torch import Tensor
 
+from visionmlp.ops.eager import is_symbolic
 from visionmlp.ops.product import bmm, matmul
 
 
@@ -21,7 +22,7 @@ def mix_positions_first(x: Tensor, weight: Tensor) -> Tensor:
     """Matrices (S, N, N) times tokens (N, B, C), from the left: (N, B, C)."""
     tokens, batch, channels = x.shape
     sets = weight.shape[0]
-    if sets == 1:
+    if not is_symbolic(weight) and sets == 1:
         return matmul(weight[0], x.reshape(tokens, batch * channels)).view(tokens, batch, channels)
     sharing = channels // sets
     by_set = x.reshape(tokens, batch, sharing, sets).permute(3, 0, 1, 2).reshape(sets, tokens, batch * sharing)

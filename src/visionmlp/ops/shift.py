@@ -10,7 +10,7 @@ Step = tuple[int, int]
 def displaced(x: Tensor, step: Step) -> Tensor:
     """The map (B, H, W, C) that holds at each position what ``x`` has a ``step`` away; zero outside."""
     down, right = step
-    if down == right == 0:
+    if down == 0 and right == 0:
         return x
     height, width = x.shape[1:3]
     padded = F.pad(x, (0, 0, max(-right, 0), max(right, 0), max(-down, 0), max(down, 0)))

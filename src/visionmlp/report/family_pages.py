@@ -18,8 +18,10 @@ from torch import Tensor, nn
 
 from visionmlp.errors import DataError
 from visionmlp.measure.catalog import catalog
-from visionmlp.models.backbone import Backbone, BackboneConfig, Stage
+from visionmlp.models.backbone import Backbone
+from visionmlp.models.config import BackboneConfig
 from visionmlp.models.registry import create_model, list_models, published_weights, variant
+from visionmlp.models.stage import Stage
 from visionmlp.ops.layout import to_channels_first
 from visionmlp.report.plots import influence_maps
 
