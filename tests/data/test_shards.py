@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from visionmlp.data.decode import decode
 from visionmlp.data.shards import ShardSource
 from visionmlp.data.sources import open_evaluation_data, open_training_data
 from visionmlp.errors import DataError
@@ -49,7 +50,7 @@ def opened(tmp_path: Path, *entries: Entry) -> tuple[ShardSource, list[str]]:
 
 
 def grey(source: ShardSource) -> list[int]:
-    return [int(np.asarray(source.read(index).convert("L")).max()) for index in range(len(source))]
+    return [int(np.asarray(decode(source.read(index), "L", warn=print)).max()) for index in range(len(source))]
 
 
 def test_samples_without_a_partner_are_counted_in_one_line(tmp_path: Path) -> None:

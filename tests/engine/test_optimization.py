@@ -104,9 +104,11 @@ def test_a_schedule_has_no_cliff_behind_its_warm_up(schedule: str, warmup_epochs
 
 
 def test_a_warm_up_longer_than_the_run_is_refused() -> None:
-    config = config_for(Path("run"), max_steps=10, warmup_epochs=50)
+    with pytest.raises(InvalidConfig, match="warmup_epochs 50 has at least as many steps, which must be less than"):
+        config_for(Path("run"), max_steps=10, warmup_epochs=50)  # whatever an epoch is
+    config = config_for(Path("run"), max_steps=10, warmup_epochs=5)
     optimizer = create_optimizer(toy_model(), config)
-    with pytest.raises(InvalidConfig, match="warmup_epochs 50 is 200 steps, but the run has 10; shorten the warm-up"):
+    with pytest.raises(InvalidConfig, match="warmup_epochs 5 is 20 steps, but the run has 10; shorten the warm-up"):
         create_schedule(optimizer, config, steps=10, steps_per_epoch=4)
 
 

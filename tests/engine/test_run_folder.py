@@ -57,7 +57,8 @@ def test_a_changed_option_is_named_and_a_harmless_one_is_not(tmp_path: Path) -> 
     run = RunFolder(config.output)
     run.create(config, ToyRecord())
     run.reopen(
-        config_for(tmp_path / "run", optimizer_args={"betas": (0.9, 0.95)}, save_every=7, keep_checkpoints=5), {}
+        config_for(tmp_path / "run", optimizer_args={"betas": (0.9, 0.95)}, save_every=7, keep_checkpoints=5),
+        ToyRecord(),
     )
     with pytest.raises(InvalidConfig, match=r"was started with lr = 0.01, not 0.02"):
         run.reopen(config_for(tmp_path / "run", optimizer_args={"betas": (0.9, 0.95)}, lr=0.02), ToyRecord())

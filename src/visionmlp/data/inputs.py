@@ -14,7 +14,7 @@ def find_images(inputs: Iterable[str]) -> Iterator[str]:
     """Image files of files, folders (with their sub-folders) and ``-``; no more than one folder's names are in memory.
 
     What counts as an image, and what is left out, is as in `visionmlp.data.files.find_images`; a warning behind each
-    folder says how much was left out. The names of each folder are in natural order, its files before its sub-folders.
+    folder says how much was left out. The names of each folder are in natural order.
     A missing file and a folder that has no images or cannot be searched come back as they are: it is for the reader to
     say so.
     """
@@ -54,7 +54,6 @@ class _Walk:
         if status.st_ino and identity in self.seen:  # some file systems have no such numbers
             return
         self.seen.add(identity)
-        folders = []
         for entry in entries:
             is_folder = entry.is_dir()
             if not is_folder and suffix_of(entry.name) not in self.suffixes:
@@ -63,11 +62,9 @@ class _Walk:
                 self.hidden += 1
                 self.first_hidden = self.first_hidden or os.path.relpath(entry.path, self.root)
             elif is_folder:
-                folders.append(entry.path)
+                yield from self.images(entry.path)
             else:
                 yield entry.path
-        for path in folders:
-            yield from self.images(path)
 
 
 def why_no_images(folder: str) -> str:

@@ -12,7 +12,7 @@ from visionmlp.deploy.quantize import calibration_images
 from visionmlp.errors import DataError
 from visionmlp.models.checkpoint import load_model, save_checkpoint
 from visionmlp.recipes import evaluate, train
-from visionmlp.report.page import read_confusion
+from visionmlp.tasks.classify.figures import read_confusion
 from visionmlp.tasks.classify.predict import find_images, predict
 
 from .test_train import config_for

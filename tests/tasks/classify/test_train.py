@@ -89,7 +89,7 @@ def test_a_run_folder_holds_everything(images: Path, tmp_path: Path) -> None:
     assert result.folder == tmp_path / "run"
     names = {path.name for path in result.folder.iterdir()}
     assert names == {
-        *("config.yaml", "environment.json", "train.csv", "metrics.csv", "checkpoints"),
+        *("config.yaml", "data.json", "environment.json", "train.csv", "metrics.csv", "checkpoints"),
         *("model.safetensors", "confusion.csv", "curves.png", "confusion.png", "report.html"),
     }
     report = (result.folder / "report.html").read_text()

@@ -77,10 +77,20 @@ def _brightness(path: Path) -> float:
         return ImageStat.Stat(image.convert("L")).mean[0]
 
 
+class NoData:
+    """Nothing that a resumed run would have to find again."""
+
+    def to_plain(self) -> dict[str, Any]:
+        return {}
+
+    def change_since(self, before: Any) -> None:
+        return None
+
+
 def _train(config: ToyConfig, *, resume: bool) -> ToyResult:
     run = RunFolder(config.output)
     if not resume:
-        run.create(config)
+        run.create(config, NoData())
     values = [_brightness(path) for path in config.data.iterdir()]
     guess = sum(values) / len(values) + config.shift
     (config.output / "guess.json").write_text(json.dumps(guess))
