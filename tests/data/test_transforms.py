@@ -2,12 +2,13 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from timm.data import create_transform
 
 from visionmlp.data import Augmentation, Preprocessing
 from visionmlp.data.seeding import seeded
@@ -102,6 +103,46 @@ def test_a_pad_crop_is_a_shift_within_black() -> None:
     assert all(set(crop.unique().tolist()) <= {0.0, 1.0} for crop in crops)
     assert min(crop.sum() for crop in crops) >= 3 * 12 * 12
     assert len({tuple(crop[0].sum(0).tolist()) for crop in crops}) > 3
+
+
+THIN = [(2, 20000), (20000, 2), (1, 100), (3000, 90), (100, 5003)]
+
+
+@pytest.mark.parametrize("crop", ["center", "pad", "resized"])
+@pytest.mark.parametrize("size", THIN)
+def test_thin_images_need_little_memory(
+    size: tuple[int, int], crop: Literal["center", "pad", "resized"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels: list[int] = []
+    resize = Image.Image.resize
+
+    def measured(image: Image.Image, target: tuple[int, int], *arguments: Any) -> Image.Image:
+        pixels.append(target[0] * target[1])
+        return resize(image, target, *arguments)
+
+    monkeypatch.setattr(Image.Image, "resize", measured)
+    assert augment(Augmentation(crop=crop), image=Image.new("RGB", size)).shape == (3, 16, 16)
+    assert PREPROCESSING.transform()(Image.new("RGB", size)).shape == (3, 16, 16)
+    assert 0 < max(pixels) <= 34 * 16 * 16
+
+
+@pytest.mark.parametrize("target", [(16, 16), (16, 48)])
+@pytest.mark.parametrize("size", [(20, 30), (30, 20), (100, 3100), (3100, 100), (5, 160), *THIN[2:]])
+def test_thin_images_show_what_timm_shows(size: tuple[int, int], target: tuple[int, int]) -> None:
+    """Bit for bit up to 32 times as long as wide; beyond, to half a pixel of a smooth picture."""
+    y, x = np.mgrid[: size[1], : size[0]] * (16 / min(size))
+    image = Image.fromarray((127 + 60 * np.sin(x / 9) + 60 * np.sin(y / 7)).astype(np.uint8)).convert("RGB")
+    preprocessing = dataclasses.replace(PREPROCESSING, input_size=(3, *target), crop_pct=0.9)
+    reference: Any = create_transform(
+        input_size=preprocessing.input_size,
+        mean=preprocessing.mean,
+        std=preprocessing.std,
+        crop_pct=0.9,
+        interpolation="bicubic",
+    )
+    difference = (preprocessing.transform()(image) - reference(image)).abs().max() * 255
+    assert difference <= (0 if max(size) <= 32 * min(size) else 6)
+    assert reference(image).std() > 0.05
 
 
 def test_preprocessing_is_timms_resize_crop_normalise() -> None:

@@ -4,7 +4,7 @@ docs/data.md says as a table what happens to which file. Colour profiles and gam
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -61,11 +61,8 @@ def decode(
                     image = _decoded(opened, mode, exif_orientation)
         except Exception as error:  # OSError, SyntaxError, ValueError, struct.error, MemoryError, ... on broken files
             raise UnreadableImage(reason(error)) from error
-    for warning in caught:
-        if issubclass(warning.category, Image.DecompressionBombWarning):
-            warn(f"{_first_clause(warning.message)}; {_REMEDY}")
-        elif issubclass(warning.category, UserWarning):
-            warn(_one_line(warning.message))
+    for text in dict.fromkeys(_notes(caught)):  # Pillow warns of the same when it opens, loads and reads EXIF
+        warn(text)
     return image
 
 
@@ -100,7 +97,10 @@ def _decoded(image: Image.Image, mode: Literal["L", "RGB"], exif_orientation: bo
 
 def _orientation(image: Image.Image) -> int:
     try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        exif = image.getexif()
+        if not exif and image.info.get("exif"):
+            Image.Exif().load(image.info["exif"])  # a JPEG swallowed, when it was opened, what this raises
+        orientation = exif.get(ExifTags.Base.Orientation, 1)
     except Exception as error:  # as decoders do
         warnings.warn(f"broken EXIF ({_one_line(error) or type(error).__name__}), taken as upright", stacklevel=2)
         return 1
@@ -192,6 +192,14 @@ def _opaque(image: Image.Image) -> Image.Image:
         image = image.convert("LA")
     image = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", image.size, BACKGROUND), image)
+
+
+def _notes(caught: Iterable[warnings.WarningMessage]) -> Iterator[str]:
+    for warning in caught:
+        if issubclass(warning.category, Image.DecompressionBombWarning):
+            yield f"{_first_clause(warning.message)}; {_REMEDY}"
+        elif issubclass(warning.category, UserWarning):
+            yield _one_line(warning.message)
 
 
 def _first_clause(message: object) -> str:
