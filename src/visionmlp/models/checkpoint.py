@@ -1,68 +1,63 @@
 """Our checkpoints: safetensors that say which model they hold, in training or deploy form."""
 
+import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor, nn
 
-from visionmlp.errors import CheckpointError, CheckpointMismatch, InvalidConfig, VisionMLPError
+from visionmlp.errors import CheckpointError, CheckpointMismatch, InvalidConfig, UnknownModel, VisionMLPError
 from visionmlp.files import whole_file
 from visionmlp.layers.fusible import is_training_form, reparameterize
 from visionmlp.models.backbone import Backbone
-from visionmlp.models.official import load_official, load_strictly, resize_tokens
+from visionmlp.models.metadata import CheckpointInfo, default_preprocessing, for_channels, read_metadata
+from visionmlp.models.official import adapted, check_fit, counted, load_official, load_strictly, resize_tokens
 from visionmlp.models.registry import create_model, is_model, variant
+from visionmlp.models.wrappers import plain_names, unwrapped
+
+__all__ = [
+    "CheckpointInfo",
+    "default_preprocessing",
+    "is_ours",
+    "load_checkpoint",
+    "load_model",
+    "read_info",
+    "save_checkpoint",
+]
 
 _METADATA_KEY = "visionmlp"
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class CheckpointInfo:
-    """What a checkpoint says about itself beside its weights."""
-
-    model: str
-    """Variant name."""
-    form: Literal["training", "deploy"]
-    """Whether its convolution branches and norms are separate or folded."""
-    class_names: list[str] | None = None
-    """Names of the classifier's outputs, in order."""
-    preprocessing: dict[str, Any] | None = None
-    """``input_size``, ``mean``, ``std``, ``interpolation`` and ``crop_pct`` for ``timm.data.create_transform``, and
-    ``exif_orientation`` where it is off; see `visionmlp.data.Preprocessing`."""
-    source: str = "fresh weights"
-    """Where the weights come from."""
-
-
-def default_preprocessing(model: Backbone) -> dict[str, Any]:
-    """The evaluation preprocessing of the published weights, at the size that the model was built for."""
-    cfg = model.pretrained_cfg
-    return {key: cfg[key] for key in ("input_size", "mean", "std", "interpolation", "crop_pct")}
-
-
 def save_checkpoint(
     path: str | os.PathLike[str],
-    model: Backbone,
+    model: nn.Module,
     *,
     class_names: Sequence[str] | None = None,
     preprocessing: Mapping[str, Any] | None = None,
 ) -> None:
     """Write weights, beside the target first and then renamed, so that a crash leaves the old file.
 
+    A model that could not be loaded from its file is refused. Parameters that a model uses in several places are
+    written for each of them, and are separate when they are read.
+
     Args:
         path: ``.safetensors`` file.
-        model: training or deploy form.
+        model: training or deploy form, or what ``torch.compile``, `torch.nn.DataParallel` and their like made of it.
         class_names: names of the classifier's outputs.
         preprocessing: see `CheckpointInfo`; ``None`` is that of the published weights.
 
     Raises:
-        CheckpointError: if the file cannot be written.
+        CheckpointError: if the file cannot be written, or the model was changed so that nothing could load it.
     """
-    path = Path(path)
+    path, model = Path(path), unwrapped(model)
+    tensors = _tensors(model)
     metadata = {
         "model": model.name,
         "config": dataclasses.asdict(model.config),
@@ -70,9 +65,41 @@ def save_checkpoint(
         "class_names": list(class_names) if class_names is not None else None,
         "preprocessing": dict(preprocessing if preprocessing is not None else default_preprocessing(model)),
     }
-    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     with whole_file(path) as partial:
         save_file(tensors, partial, metadata={_METADATA_KEY: json.dumps(metadata)})
+
+
+def _tensors(model: Backbone) -> dict[str, Tensor]:
+    """What is written of a model: each tensor with memory of its own, under the names that loading asks for.
+
+    Raises:
+        CheckpointError: if a model of its configuration has other tensors.
+    """
+    twin = _on_meta(model.name, dataclasses.asdict(model.config), deploy=not is_training_form(model)).state_dict()
+    tensors: dict[str, Tensor] = {}
+    written: set[int] = set()
+    for name, value in counted(plain_names(model.state_dict(), model.name), twin).items():
+        value = value.detach().cpu().contiguous()
+        address = value.untyped_storage().data_ptr()
+        tensors[name] = value.clone() if address in written else value
+        written.add(address)
+    try:
+        check_fit(model.name, twin, tensors, "the model as it is now")
+    except CheckpointMismatch as error:
+        raise CheckpointMismatch(
+            f"{error}; nothing was written, since nothing could load it",
+            missing=error.missing,
+            unexpected=error.unexpected,
+            misshapen=error.misshapen,
+        ) from error
+    return tensors
+
+
+def _on_meta(name: str, config: Mapping[str, Any], *, deploy: bool) -> Backbone:
+    """A model without memory."""
+    with torch.device("meta"):
+        model = create_model(name, **config).eval()
+        return cast("Backbone", reparameterize(model)) if deploy else model
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> tuple[Backbone, CheckpointInfo]:
@@ -85,43 +112,54 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[Backbone, CheckpointI
         CheckpointMismatch: if it holds other tensors than its model has.
     """
     path = Path(path)
+    with _opened(path) as (text, names, archive):
+        state = {name: archive.get_tensor(name) for name in names}
+    info, config = _metadata(path, text, len(names))
+    try:
+        model = _on_meta(info.model, config, deploy=info.form == "deploy")
+    except (VisionMLPError, TypeError, ValueError, ArithmeticError, RuntimeError, MemoryError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{path} was written for a model that this version cannot build: {reason}") from error
+    load_strictly(model, plain_names(state, str(path)), str(path), assign=True)
+    return model, info
+
+
+def read_info(path: str | os.PathLike[str]) -> CheckpointInfo:
+    """What a checkpoint of ours says about itself, without its weights.
+
+    Raises:
+        CheckpointError: if the file is missing, truncated or not one of ours.
+    """
+    with _opened(Path(path)) as (text, names, _):
+        return _metadata(Path(path), text, len(names))[0]
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[tuple[str | None, list[str], Any]]:
+    """The metadata and the names in a safetensors file, and the file itself."""
     if not path.is_file():
         raise CheckpointError(f"no checkpoint file {path}")
     try:
         with safe_open(path, framework="pt") as archive:
-            text = (archive.metadata() or {}).get(_METADATA_KEY)
-            state = {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118 (not a mapping)
+            yield (archive.metadata() or {}).get(_METADATA_KEY), list(archive.keys()), archive
     except (OSError, SafetensorError, ValueError) as error:
+        if isinstance(error, VisionMLPError):
+            raise
         raise CheckpointError(f"{path} is truncated or not a safetensors file") from error
+
+
+def _metadata(path: Path, text: str | None, tensors: int) -> tuple[CheckpointInfo, dict[str, Any]]:
     if text is None:
         raise CheckpointError(
             f"{path} does not say which model it holds; give the model's name and this file beside it"
         )
     try:
-        metadata = json.loads(text)
-        info = CheckpointInfo(
-            model=metadata["model"],
-            form=metadata["form"],
-            class_names=metadata["class_names"],
-            preprocessing=metadata["preprocessing"],
-            source=str(path),
-        )
-        config = dict(metadata["config"])
-        names = info.class_names
-        whole = isinstance(info.model, str) and info.form in ("training", "deploy") and "features_only" not in config
-        if not whole or not (names is None or (len(names) == config.get("num_classes") and isinstance(names, list))):
-            raise ValueError("a value has the wrong type")
-    except (ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"{path} has damaged metadata") from error
-    try:
-        with torch.device("meta"):
-            model = create_model(info.model, **config).eval()
-            if info.form == "deploy":
-                model = cast("Backbone", reparameterize(model))
-    except (VisionMLPError, TypeError) as error:
+        return read_metadata(text, str(path), tensors=tensors)
+    except UnknownModel as error:
         raise CheckpointError(f"{path} was written for a model that this version cannot build: {error}") from error
-    load_strictly(model, state, str(path), assign=True)
-    return model, info
+    except ValueError as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{path} has damaged metadata: {reason}") from error
 
 
 def load_model(
@@ -129,14 +167,16 @@ def load_model(
     *,
     checkpoint: str | os.PathLike[str] | None = None,
     pretrained: bool = False,
+    prefix: str | None = None,
     **fields: Any,
 ) -> tuple[Backbone, CheckpointInfo]:
     """A model in evaluation mode from whatever names one.
 
     Args:
         reference: a model name, a run folder (its ``model.safetensors``) or a checkpoint of ours.
-        checkpoint: weights for a model name: a checkpoint of ours or the authors' file.
+        checkpoint: weights for a model name: a checkpoint of ours, the authors' file or a trainer's.
         pretrained: fetch the authors' weights for a model name, see `create_model`.
+        prefix: what leads to the weights in ``checkpoint``, if it holds several, see `load_official`.
         **fields: configuration. With weights, ``num_classes`` resets the classifier and ``img_size`` resizes the token
             matrices; a checkpoint of ours takes other fields as long as its weights fit.
 
@@ -175,9 +215,8 @@ def load_model(
         if info.model != variant(name).name:
             raise CheckpointMismatch(f"{checkpoint} holds {info.model}, not {name}")
         return _changed(model, info, fields)
-    model = load_official(
-        create_model(name, **{key: value for key, value in fields.items() if key != "num_classes"}), checkpoint
-    ).eval()
+    others = {key: value for key, value in fields.items() if key != "num_classes"}
+    model = load_official(create_model(name, **others), checkpoint, prefix=prefix).eval()
     info = CheckpointInfo(
         model=model.name, form="training", preprocessing=default_preprocessing(model), source=str(checkpoint)
     )
@@ -191,9 +230,13 @@ def _changed(model: Backbone, info: CheckpointInfo, fields: Mapping[str, Any]) -
         if info.form == "deploy":
             raise InvalidConfig(f"{info.source} is a deploy form, which fixes its {', '.join(others)}")
         changed = create_model(model.name, **{**dataclasses.asdict(model.config), **others}).eval()
-        load_strictly(changed, resize_tokens(changed, model.state_dict(), model.config.img_size), info.source)
+        state = adapted(changed, model.state_dict(), info.source)
+        load_strictly(changed, resize_tokens(changed, state, model.config.img_size), info.source)
         size = (changed.config.in_chans, *changed.config.img_size)
-        info = dataclasses.replace(info, preprocessing={**(info.preprocessing or {}), "input_size": size})
+        preprocessing = {**(info.preprocessing or {}), "input_size": size}
+        for key in preprocessing.keys() & {"mean", "std"}:
+            preprocessing[key] = for_channels(preprocessing[key], changed.config.in_chans)
+        info = dataclasses.replace(info, preprocessing=preprocessing)
         model = changed
     if "num_classes" in fields and fields["num_classes"] != model.num_classes:
         model.reset_classifier(fields["num_classes"])

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from visionmlp.errors import CheckpointError, CheckpointMismatch
 from visionmlp.files import whole_file
@@ -23,24 +23,24 @@ from visionmlp.models.backbone import Backbone, FusibleBackbone
 from visionmlp.models.config import size_text
 from visionmlp.models.unpickling import RunsCode, Stranger, read_inert
 from visionmlp.models.weights import OFFICIAL_FILES, OfficialFile, family_prefix
-from visionmlp.models.wrappers import find_weights, shared_prefix
+from visionmlp.models.wrappers import find_weights, shared_prefix, unwrapped
 
 _LISTED = 6
 
-BackboneT = TypeVar("BackboneT", bound=Backbone)
+ModelT = TypeVar("ModelT", bound=nn.Module)
 
 
 _logger = logging.getLogger(__name__)
 
 
 def load_official(
-    model: BackboneT,
+    model: ModelT,
     source: str | os.PathLike[str] | Mapping[str, Any],
     *,
     img_size: int | tuple[int, int] | None = None,
     prefix: str | None = None,
     ema: bool = False,
-) -> BackboneT:
+) -> ModelT:
     """Load weights in the authors' format, timm's or ours into a training form, in place, strictly.
 
     Token matrices of another image size are resized by 4-D interpolation, and kernels for another number of input
@@ -48,7 +48,8 @@ def load_official(
     keeps its own norms. With the weights of timm's own model (ResMLP, MLP-Mixer) it computes what that one does.
 
     Args:
-        model: from `create_model`, with the checkpoint's number of classes; ``reset_classifier`` comes afterwards.
+        model: from `create_model`, with the checkpoint's number of classes; ``reset_classifier`` comes afterwards. It
+            may be compiled or wrapped.
         source: a ``.pth``, ``.npz`` or ``.safetensors`` file, or a mapping of names to tensors or arrays. Where one
             prefix (``model.``, ``module.``, ``teacher.backbone.``, ...; wrappers are prefixes too) leads to all of the
             model's names, it is taken off; what training scripts leave beside the weights is passed over.
@@ -64,22 +65,23 @@ def load_official(
             that was asked for, with several states of the weights, or that would run code.
         CheckpointMismatch: listing every missing, unexpected and misshapen key; the model is unchanged.
     """
-    if not isinstance(model, FusibleBackbone):
-        raise CheckpointError(f"{model.name} is a deploy form; load into the training form, then reparameterize it")
+    target = unwrapped(model)
+    if not isinstance(target, FusibleBackbone):
+        raise CheckpointError(f"{target.name} is a deploy form; load into the training form, then reparameterize it")
     label = _label(source)
     if isinstance(img_size, int):
         img_size = (img_size, img_size)
     if img_size is not None and min(img_size) < 1:
         raise CheckpointError(f"img_size must be positive, got {size_text(img_size)}")
-    official = read_official(source, model=model, prefix=prefix, ema=ema)
+    official = read_official(source, model=target, prefix=prefix, ema=ema)
     if shared := shared_prefix(official):
         label = f"{label}, where all names begin with {shared}.,"
-    state = adapted(model, from_official(model, official, label), label)
-    with mismatch_of(model, label):
-        state = resize_tokens(model, state, img_size)
-    load_strictly(model, state, label)
-    if is_of_timm(model, official):
-        model.compute_as_timm()
+    state = adapted(target, from_official(target, official, label), label)
+    with mismatch_of(target, label):
+        state = resize_tokens(target, state, img_size)
+    load_strictly(target, state, label)
+    if is_of_timm(target, official):
+        target.compute_as_timm()
     return model
 
 
@@ -252,36 +254,58 @@ def load_strictly(model: Backbone, state: Mapping[str, Tensor], label: str, *, a
     if model.feature_norms and absent in _feature_norm_gaps(own):
         # a classifier starts a dense model, or a dense model has no classifier: what is absent keeps its values
         state = {**{name: own[name] for name in absent}, **state}
-        absent = set()
-    missing = sorted(absent)
-    unexpected = sorted(state.keys() - own.keys())
-    misshapen = sorted(k for k in own.keys() & state.keys() if own[k].shape != state[k].shape)
-    if missing or unexpected or misshapen:
+    state = counted(state, own)
+    try:
+        check_fit(model.name, own, state, label)
+    except CheckpointMismatch as error:
         if is_deploy_state(model, state):
             raise CheckpointMismatch(
                 f"{label} is a deploy form of {model.name}, whose branches and norms are merged for good; "
                 "give the checkpoint of its training form",
-                missing=missing,
-                unexpected=unexpected,
-                misshapen=misshapen,
-            )
-        shapes = [f"{k} is {size_text(state[k].shape)}, not {size_text(own[k].shape)}" for k in misshapen]
-        parts = [
-            f"{len(keys)} {kind} ({', '.join(shown[:_LISTED])}{', ...' if len(keys) > _LISTED else ''})"
-            for kind, keys, shown in (
-                ("missing", missing, missing),
-                ("unexpected", unexpected, unexpected),
-                ("misshapen", misshapen, shapes),
-            )
-            if keys
-        ]
-        raise CheckpointMismatch(
-            f"{label} does not fit {model.name}: {'; '.join(parts)}",
-            missing=missing,
-            unexpected=unexpected,
-            misshapen=misshapen,
-        )
+                missing=error.missing,
+                unexpected=error.unexpected,
+                misshapen=error.misshapen,
+            ) from error
+        raise
     model.load_state_dict(dict(state), assign=assign)
+
+
+def counted(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict with the batch counts of norms, which frozen norms do not keep and nothing here reads."""
+    counts = {name for name in own.keys() - state.keys() if name.endswith(".num_batches_tracked")}
+    return {**state, **{name: torch.zeros((), dtype=torch.int64) for name in counts}}
+
+
+def check_fit(name: str, own: Mapping[str, Tensor], state: Mapping[str, Tensor], label: str) -> None:
+    """Raise CheckpointMismatch unless a state dict has the names and shapes of a model's own.
+
+    Args:
+        name: of the model.
+        own: its state dict.
+        state: to be loaded.
+        label: what the message calls it.
+    """
+    missing = sorted(own.keys() - state.keys())
+    unexpected = sorted(state.keys() - own.keys())
+    misshapen = sorted(k for k in own.keys() & state.keys() if own[k].shape != state[k].shape)
+    if not (missing or unexpected or misshapen):
+        return
+    shapes = [f"{k} is {size_text(state[k].shape)}, not {size_text(own[k].shape)}" for k in misshapen]
+    parts = [
+        f"{len(keys)} {kind} ({', '.join(shown[:_LISTED])}{', ...' if len(keys) > _LISTED else ''})"
+        for kind, keys, shown in (
+            ("missing", missing, missing),
+            ("unexpected", unexpected, unexpected),
+            ("misshapen", misshapen, shapes),
+        )
+        if keys
+    ]
+    raise CheckpointMismatch(
+        f"{label} does not fit {name}: {'; '.join(parts)}",
+        missing=missing,
+        unexpected=unexpected,
+        misshapen=misshapen,
+    )
 
 
 def is_deploy_state(model: Backbone, state: Mapping[str, Any]) -> bool:

@@ -1,8 +1,8 @@
 """Files of ``torch.save`` with objects in them that must not be made: tensors and containers are read, nothing else.
 
 No pickle machine runs here. The opcodes are read by `pickletools`, and of what they ask for only lists, tuples,
-dictionaries, sets and tensors are made. A class or function of the file is never looked up: it is its name, an object of
-it is a `Stranger`, and what the file wants it to be called with is passed over.
+dictionaries, sets and tensors are made. A class or function of the file is never looked up: it is its name, an object
+of it is a `Stranger`, and what the file wants it to be called with is passed over.
 """
 
 import pickletools

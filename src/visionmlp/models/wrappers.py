@@ -1,6 +1,6 @@
 """The weights of a model within what a training script saved: behind wrappers and prefixes, beside other things."""
 
-import os
+import itertools
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from visionmlp.errors import CheckpointError
+from visionmlp.models.backbone import Backbone
 from visionmlp.models.unpickling import Stranger
 
 EMA_WRAPPERS = ("model_ema", "state_dict_ema")
@@ -20,6 +21,8 @@ _BESIDE = {"n_averaged"}
 """Entries that wrappers of PyTorch put beside the weights."""
 _WRAPPER_PARTS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|module)\.")
 """What ``torch.compile`` and wrappers for several processes put into names, in front or in the middle."""
+_WRAPPER_CHILDREN = {"_orig_mod", "module", "_forward_module"}
+"""What ``torch.compile``, PyTorch's wrappers and Lightning Fabric call the model in them."""
 _AVERAGE = re.compile(r"(?:^|_)ema(?:$|_)")
 _DEPTH = 5
 """Mappings within mappings that are looked into."""
@@ -49,6 +52,21 @@ class _Candidate(NamedTuple):
     @property
     def prefix(self) -> str:
         return self.place + self.start
+
+
+def unwrapped(model: nn.Module) -> Backbone:
+    """The backbone in what ``torch.compile`` and wrappers for averages or several processes made of it.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
+    inner = model
+    while not isinstance(inner, Backbone):
+        parts = dict(inner.named_children())
+        if len(parts) != 1 or not parts.keys() <= _WRAPPER_CHILDREN:
+            raise CheckpointError(f"{type(model).__name__} is neither a model of visionmlp nor a wrapper of one")
+        (inner,) = parts.values()
+    return inner
 
 
 def plain_names(state: Mapping[str, Any], label: str) -> dict[str, Any]:
@@ -127,8 +145,12 @@ def _by_wrappers(content: Mapping[str, Any], candidates: Sequence[_Candidate], l
 
 
 def shared_prefix(names: Collection[str]) -> str:
-    """What all names begin with, up to its last dot."""
-    return os.path.commonprefix(list(names)).rpartition(".")[0] if len(names) > 1 else ""
+    """The parts that all names begin with, with dots between them."""
+    if len(names) < 2:
+        return ""
+    parts = [name.split(".") for name in names]
+    pairs = zip(min(parts), max(parts), strict=False)
+    return ".".join(first for first, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def _candidates(content: Mapping[str, Any], layouts: Sequence[Collection[str]], label: str) -> list[_Candidate]:
