@@ -98,7 +98,7 @@ def export_program(model: nn.Module, images: Tensor, *, batch: Batch, sides: Sid
     """
     shapes = {}
     if batch == "dynamic":
-        shapes[0] = Dim("batch", min=1)
+        shapes[0] = Dim("batch", min=1, max=2**31 - 1)
     if sides is not None:
         least = sides.least // sides.step
         shapes |= {2: sides.step * Dim("rows", min=least), 3: sides.step * Dim("columns", min=least)}
@@ -106,7 +106,7 @@ def export_program(model: nn.Module, images: Tensor, *, batch: Batch, sides: Sid
     module = model if dtype == torch.float32 else _Float32Interface(model, dtype).eval()
     try:
         with quiet(), torch.no_grad():
-            return torch.export.export(module, (images,), dynamic_shapes=(shapes,) if shapes else None)
+            return torch.export.export(module, (images,), dynamic_shapes=(shapes,) if shapes else None, strict=False)
     except (RuntimeError, AssertionError) as error:
         raise ExportError(f"PyTorch cannot export this model: {first_line(error)}") from error
 
