@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -236,3 +237,27 @@ if __name__ == "__main__":
 
 def _environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+
+
+def test_a_run_is_not_continued_on_other_data(images: Path, tmp_path: Path) -> None:
+    root = tmp_path / "images"
+    shutil.copytree(images, root)
+    config = config_for(root, tmp_path / "run", epochs=1)
+    train(config)
+
+    def refused(message: str) -> None:
+        with pytest.raises(InvalidConfig, match=rf"was started on other data; {message}.*; restore the data, or give"):
+            train(config, resume=True)
+
+    for split in ("train", "val"):
+        (root / split / "dark").rename(root / split / "night")
+    refused("training data: class 'dark' is")
+    for split in ("train", "val"):
+        (root / split / "night").rename(root / split / "dark")
+    shutil.copy(root / "train/dark/0.png", root / "train/dark/99.png")
+    refused("training data: class 'dark' had 20 images and has 21")
+    (root / "train/dark/99.png").unlink()
+    (root / "val/light/0.png").unlink()
+    refused("evaluation data: class 'light' had 6 images and has 5")
+    shutil.copy(images / "val/light/0.png", root / "val/light/0.png")
+    assert train(config, resume=True).steps == 5

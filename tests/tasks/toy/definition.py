@@ -83,7 +83,7 @@ class NoData:
     def to_plain(self) -> dict[str, Any]:
         return {}
 
-    def change_since(self, before: Any) -> None:
+    def change_since(self, _before: Any) -> None:
         return None
 
 
