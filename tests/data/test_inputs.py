@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from visionmlp.data import inputs
+from visionmlp.data import files, inputs
 from visionmlp.data.inputs import find_images, why_no_images
 
 
@@ -54,3 +54,15 @@ def test_a_folder_that_has_none_or_cannot_be_read_comes_back(folder: Path, monke
     monkeypatch.setattr(inputs.os, "scandir", refused)
     assert list(find_images([str(folder)])) == [str(folder / name) for name in ("a.png", "b", "z.png")]
     assert why_no_images(str(folder / "b")) == "Permission denied"
+
+
+def test_both_searches_find_the_same_files(folder: Path) -> None:
+    (folder / "b/up").symlink_to(folder)
+    (folder / "b/self").symlink_to("self")
+    (folder / "b/gone.png").symlink_to("nowhere.png")
+    (folder / "b/._c.png").touch()
+    os.mkfifo(folder / "b/pipe.png")
+    with pytest.warns(UserWarning, match=r"left out hidden names \(1, such as b/\._c\.png\)"):
+        found = list(find_images([str(folder)]))
+    assert sorted(found) == sorted(str(folder / name) for name in files.find_images(folder).images)
+    assert len(found) == 5

@@ -4,7 +4,9 @@ import dataclasses
 import os
 import re
 from collections import Counter
+from collections.abc import Container
 from pathlib import Path
+from typing import NamedTuple
 
 from PIL import Image
 
@@ -60,6 +62,57 @@ def natural_key(name: str) -> tuple[list[str | int], str]:
     return [int(part) if place % 2 else part for place, part in enumerate(parts)], name
 
 
+class FolderContents(NamedTuple):
+    """Names in one folder, in natural order."""
+
+    images: list[str]
+    """Files, and links that lead nowhere, with the suffix of an image."""
+    folders: list[str]
+    links: list[str]
+    """To folders."""
+    hidden: list[str]
+    """Folders and images that are left out for their names."""
+    dead: list[str]
+    """Links that lead nowhere, without the suffix of an image."""
+    others: list[str]
+    """Everything else that is not hidden."""
+
+
+def read_folder(path: str, suffixes: Container[str]) -> FolderContents:
+    """Tell apart what lies in one folder.
+
+    Raises:
+        OSError: if it cannot be read.
+    """
+    contents = FolderContents([], [], [], [], [], [])
+    for entry in sorted(os.scandir(path), key=lambda entry: natural_key(entry.name)):
+        link = entry.is_symlink()
+        folder = os.path.isdir(entry.path) if link else entry.is_dir()
+        image = not folder and suffix_of(entry.name) in suffixes
+        dead = link and not folder and not os.path.exists(entry.path)
+        if is_hidden(entry.name):
+            names = contents.hidden if folder or image else None
+        elif folder:
+            names = contents.links if link else contents.folders
+        elif image and (dead or entry.is_file()):
+            names = contents.images
+        else:
+            names = contents.dead if dead else contents.others
+        if names is not None:
+            names.append(entry.name)
+    return contents
+
+
+def folder_identity(path: str) -> tuple[int, int] | None:
+    """The same for two ways to one folder; None on file systems that do not tell.
+
+    Raises:
+        OSError: if there is no such folder.
+    """
+    status = os.stat(path)
+    return (status.st_dev, status.st_ino) if status.st_ino else None
+
+
 def find_images(folder: Path) -> FoundImages:
     """Search a folder and all folders below it.
 
@@ -102,40 +155,29 @@ class _Walk:
             below = waiting.pop()
             path = os.path.join(self.root, below)
             try:
-                status = os.stat(path)
-                entries = list(os.scandir(path))
+                identity = folder_identity(path)
+                if identity in self.seen:
+                    self.repeated.append(below)
+                    continue
+                contents = read_folder(path, self.suffixes)
             except OSError as error:
                 raise DataError(f"cannot read folder {path}: {error.strerror}") from error
-            # some file systems have no such numbers
-            identity = status.st_dev, status.st_ino
-            if status.st_ino and identity in self.seen:
-                self.repeated.append(below)
-                continue
-            self.seen.add(identity)
-            for entry in entries:
-                name = f"{below}/{entry.name}" if below else entry.name
-                if self.is_folder(entry, name):
-                    (self.links if entry.is_symlink() else waiting).append(name)
-
-    def is_folder(self, entry: "os.DirEntry[str]", name: str) -> bool:
-        """Take note of a file or folder; whether it is a folder to read."""
-        folder = os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
-        image = not folder and suffix_of(name) in self.suffixes
-        if is_hidden(entry.name):
-            if folder or image:
-                self.hidden.append(name)
-            return False
-        first, _, rest = name.partition("/")
-        dead = entry.is_symlink() and not os.path.exists(entry.path)
-        if image and (dead or entry.is_file()):
-            self.images.append(name)
-        elif dead:
-            self.dead.append(name)
-        elif rest and not folder:
-            self.others.setdefault(first, Counter())[suffix_of(name) or "no suffix"] += 1
-        if not rest and (folder or (dead and not image)):  # what a dead link led to was a class
-            self.folders.append(name)
-        return folder
+            if identity is not None:
+                self.seen.add(identity)
+            prefix = f"{below}/" if below else ""
+            for names, found in (
+                (contents.images, self.images),
+                (contents.hidden, self.hidden),
+                (contents.dead, self.dead),
+                (contents.links, self.links),
+                (contents.folders, waiting),
+            ):
+                found += [prefix + name for name in names]
+            if not below:
+                self.folders = contents.folders + contents.links + contents.dead  # what a dead link led to was a class
+            elif contents.others:
+                counter = self.others.setdefault(below.partition("/")[0], Counter())
+                counter.update(suffix_of(name) or "no suffix" for name in contents.others)
 
     def notes(self) -> list[str]:
         """What was left out."""

@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from visionmlp.data.files import image_suffixes, is_hidden, natural_key, suffix_of
+from visionmlp.data.files import folder_identity, image_suffixes, natural_key, read_folder
 
 STDIN = "-"
 
@@ -14,7 +14,7 @@ def find_images(inputs: Iterable[str]) -> Iterator[str]:
     """Image files of files, folders (with their sub-folders) and ``-``; no more than one folder's names are in memory.
 
     What counts as an image, and what is left out, is as in `visionmlp.data.files.find_images`; a warning behind each
-    folder says how much was left out. The names of each folder are in natural order.
+    folder says how much was left out. The names of each folder, files and sub-folders, are in natural order.
     A missing file and a folder that has no images or cannot be searched come back as they are: it is for the reader to
     say so.
     """
@@ -42,29 +42,30 @@ class _Walk:
         self.seen: set[tuple[int, int]] = set()
         self.hidden, self.first_hidden = 0, ""
 
-    def images(self, folder: str) -> Iterator[str]:
+    def images(self, start: str) -> Iterator[str]:
         """The images of a folder and of those below it."""
-        try:
-            status = os.stat(folder)
-            entries = sorted(os.scandir(folder), key=lambda entry: natural_key(entry.name))
-        except OSError:
-            yield folder
-            return
-        identity = status.st_dev, status.st_ino
-        if status.st_ino and identity in self.seen:  # some file systems have no such numbers
-            return
-        self.seen.add(identity)
-        for entry in entries:
-            is_folder = entry.is_dir()
-            if not is_folder and suffix_of(entry.name) not in self.suffixes:
+        waiting = [(start, True)]
+        while waiting:
+            path, is_folder = waiting.pop()
+            if not is_folder:
+                yield path
                 continue
-            if is_hidden(entry.name):
-                self.hidden += 1
-                self.first_hidden = self.first_hidden or os.path.relpath(entry.path, self.root)
-            elif is_folder:
-                yield from self.images(entry.path)
-            else:
-                yield entry.path
+            try:
+                identity = folder_identity(path)
+                if identity in self.seen:
+                    continue
+                contents = read_folder(path, self.suffixes)
+            except OSError:
+                yield path
+                continue
+            if identity is not None:
+                self.seen.add(identity)
+            self.hidden += len(contents.hidden)
+            if contents.hidden and not self.first_hidden:
+                self.first_hidden = os.path.relpath(os.path.join(path, contents.hidden[0]), self.root)
+            folders = {*contents.folders, *contents.links}
+            below = sorted([*contents.images, *folders], key=natural_key, reverse=True)
+            waiting += [(os.path.join(path, name), name in folders) for name in below]
 
 
 def why_no_images(folder: str) -> str:
