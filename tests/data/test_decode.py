@@ -18,6 +18,7 @@ from visionmlp.data.batches import EpochOrder
 from visionmlp.data.decode import decode
 from visionmlp.data.sources import open_evaluation_data
 from visionmlp.deploy.quantize import calibration_images
+from visionmlp.errors import InvalidConfig
 from visionmlp.models.checkpoint import load_model
 from visionmlp.tasks.classify.predict import predict
 
@@ -327,12 +328,26 @@ def test_without_the_switch_images_stay_as_they_are_stored(orientation: int, tmp
         )
 
 
+ON = Preprocessing(input_size=(3, 16, 16), mean=(0.0,) * 3, std=(1.0,) * 3)
+
+
 def test_the_switch_is_saved_where_it_is_off() -> None:
-    on = Preprocessing(input_size=(3, 16, 16), mean=(0.0,) * 3, std=(1.0,) * 3)
-    assert "exif_orientation" not in on.to_saved()  # timm's arguments alone, as in older checkpoints
-    for preprocessing in (on, dataclasses.replace(on, exif_orientation=False)):
+    assert "exif_orientation" not in ON.to_saved()  # timm's arguments alone, as in older checkpoints
+    for preprocessing in (ON, dataclasses.replace(ON, exif_orientation=False)):
         text = json.dumps(preprocessing.to_saved())
         assert Preprocessing.from_saved(json.loads(text)) == preprocessing
+
+
+@pytest.mark.parametrize(
+    ("saved_values", "message"),
+    [
+        ({"mean": [0.5] * 3, "std": [0.5] * 3}, "lacks input_size"),
+        ({**ON.to_saved(), "crop_mode": "border"}, "has an unknown crop_mode"),
+    ],
+)
+def test_saved_preprocessing_that_cannot_be_followed_is_refused(saved_values: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidConfig, match=message):
+        Preprocessing.from_saved(saved_values)
 
 
 RGB_OF_GREY = Image.fromarray(GREY8).convert("RGB")

@@ -11,6 +11,8 @@ from timm.data.transforms import str_to_interp_mode
 from torch import Tensor
 from torchvision import transforms
 
+from visionmlp.errors import InvalidConfig
+
 Transform = Callable[[Image.Image], Tensor]
 
 _THIN = 32
@@ -32,7 +34,17 @@ class Preprocessing:
 
     @classmethod
     def from_saved(cls, values: Mapping[str, Any]) -> "Preprocessing":
-        """What a checkpoint or an exported file says; older ones say nothing of ``exif_orientation``."""
+        """What a checkpoint or an exported file says; older ones say nothing of ``exif_orientation``.
+
+        Raises:
+            InvalidConfig: for one that says too little, or what this version does not know.
+        """
+        known = {field.name: field for field in dataclasses.fields(cls)}
+        missing = {name for name, field in known.items() if field.default is dataclasses.MISSING}.difference(values)
+        strange = sorted(missing) or sorted(set(values).difference(known))
+        if strange:
+            word = "lacks" if missing else "has an unknown"
+            raise InvalidConfig(f"the preprocessing saved with the weights {word} {', '.join(strange)}")
         # JSON has no tuples
         fields: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in values.items()

@@ -97,7 +97,7 @@ class SessionModel(nn.Module):
 
 
 def preprocessing_of(model: Backbone | SessionModel, info: CheckpointInfo) -> dict[str, Any]:
-    """Arguments of ``timm.data.create_transform``: the checkpoint's, or those of the published weights.
+    """What `visionmlp.data.Preprocessing.from_saved` takes: the checkpoint's, or that of the published weights.
 
     Raises:
         CheckpointError: if they do not fit the model's channels.

@@ -1,12 +1,13 @@
 """The model that a command's options name, with what the user should know about it."""
 
+import dataclasses
 import warnings
 from pathlib import Path
 
 import torch
 
 from visionmlp.deploy.runtimes import RUNTIMES, check_threads, open_session, session_of_model
-from visionmlp.deploy.session import SessionModel
+from visionmlp.deploy.session import SessionModel, preprocessing_of
 from visionmlp.errors import InvalidConfig, Note
 from visionmlp.models.backbone import Backbone
 from visionmlp.models.checkpoint import CheckpointInfo, load_model
@@ -40,7 +41,8 @@ def load_served(options: ServedOptions) -> tuple[Backbone | SessionModel, Checkp
     if path.suffix not in RUNTIMES and options.runtime in (None, "torch"):
         if options.threads is not None:
             torch.set_num_threads(options.threads)
-        return _load_trained(options)
+        model, info = _load_trained(options)
+        return model, _reoriented(model, info, options)
     if options.device != "cpu":
         raise InvalidConfig(f"exported models run on cpu here; leave out --device {options.device}")
     if path.suffix in RUNTIMES:
@@ -53,7 +55,15 @@ def load_served(options: ServedOptions) -> tuple[Backbone | SessionModel, Checkp
         model, info = _load_trained(options)
         assert options.runtime in ("onnxruntime", "openvino", "aotinductor")
         session = session_of_model(model, info, runtime=options.runtime, threads=options.threads)
-    return SessionModel(session), session.metadata.info(options.model)
+    served = SessionModel(session)
+    return served, _reoriented(served, session.metadata.info(options.model), options)
+
+
+def _reoriented(model: Backbone | SessionModel, info: CheckpointInfo, options: ServedOptions) -> CheckpointInfo:
+    if options.exif_orientation is None:
+        return info
+    turn = {"exif_orientation": options.exif_orientation == "apply"}
+    return dataclasses.replace(info, preprocessing={**preprocessing_of(model, info), **turn})
 
 
 def _load_trained(options: ServedOptions) -> tuple[Backbone, CheckpointInfo]:

@@ -56,6 +56,9 @@ class ServedOptions(ModelOptions):
     )
     threads: int | None = option("CPU threads; default: the runtime's choice", None)
     device: str = option("cpu, cuda, cuda:1, ...; exported models run on cpu", "cpu", metavar="NAME")
+    exif_orientation: Literal["apply", "ignore"] | None = option(
+        "whether images are turned as their EXIF says; default: as in the model's training, else apply", None
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
