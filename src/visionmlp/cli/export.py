@@ -12,6 +12,7 @@ def export(options: ExportOptions) -> int:
     """Write an exported file and print how closely its runtime reproduces the model."""
     if options.batch != "dynamic" and not options.batch.isdecimal():
         raise UsageError(f"--batch takes 'dynamic' or a number, got {options.batch!r}")
+
     from visionmlp.deploy.export import export_model
     from visionmlp.deploy.formats import RUNNERS
     from visionmlp.deploy.quantize import calibration_images
