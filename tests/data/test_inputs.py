@@ -21,7 +21,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_folders_are_searched_in_order_and_text_left_out(folder: Path) -> None:
     found = list(find_images([str(folder), str(folder / "c" / "notes.txt"), "-", "missing.png"]))
-    expected = [str(folder / name) for name in ("a.png", "z.png", "b/c.PNG", "b/b/d.jpg")]
+    expected = [str(folder / name) for name in ("a.png", "b/b/d.jpg", "b/c.PNG", "z.png")]
     assert found == [*expected, str(folder / "c" / "notes.txt"), "-", "missing.png"]
 
 
@@ -36,10 +36,9 @@ def test_a_folder_is_read_when_its_turn_comes(folder: Path, monkeypatch: pytest.
     monkeypatch.setattr(inputs.os, "scandir", watched)
     found = find_images([str(folder)])
     assert next(found) == str(folder / "a.png")
-    assert next(found) == str(folder / "z.png")
     assert read == [str(folder)]
-    assert next(found) == str(folder / "b" / "c.PNG")
-    assert read == [str(folder), str(folder / "b")]
+    assert next(found) == str(folder / "b/b/d.jpg")
+    assert read == [str(folder), str(folder / "b"), str(folder / "b" / "b")]
 
 
 def test_a_folder_that_has_none_or_cannot_be_read_comes_back(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,5 +52,5 @@ def test_a_folder_that_has_none_or_cannot_be_read_comes_back(folder: Path, monke
         return scandir(path)
 
     monkeypatch.setattr(inputs.os, "scandir", refused)
-    assert list(find_images([str(folder)])) == [str(folder / name) for name in ("a.png", "z.png", "b")]
+    assert list(find_images([str(folder)])) == [str(folder / name) for name in ("a.png", "b", "z.png")]
     assert why_no_images(str(folder / "b")) == "Permission denied"
