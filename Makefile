@@ -14,12 +14,14 @@ STAMP := $(VENV)/.ready
 setup: $(STAMP)
 
 # uv installs the pinned versions with their hashes; pip is used only to get uv
+# bytecode is compiled here, or the first command of each kind would wait for it
 $(STAMP): requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("visionmlp needs Python 3.10 or newer") if sys.version_info < (3, 10) else None'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --require-hashes -r requirements.lock
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --compile-bytecode --require-hashes -r requirements.lock
 	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --no-build-isolation --no-deps -e .
+	$(BIN)/python -m compileall -q src
 	touch $(STAMP)
 
 demo: setup

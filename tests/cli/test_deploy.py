@@ -80,6 +80,10 @@ def test_authors_weights_are_read_with_a_name(command: str, tmp_path, image: Pat
     official = tmp_path / "authors.npz"
     torch.manual_seed(0)
     np.savez(official, wrong=np.zeros(3))
-    rest = {"predict": [str(image)], "export": ["--output", str(tmp_path / "x.onnx")]}.get(command, [])
+    rest = {
+        "eval": ["--data", "sklearn/digits"],
+        "predict": [str(image)],
+        "export": ["--output", str(tmp_path / "x.onnx")],
+    }.get(command, [])
     assert main([command, "mlpmixer_test", *rest, "--checkpoint", str(official)]) == 2
     assert "authors.npz does not fit mlpmixer_test" in capsys.readouterr().err

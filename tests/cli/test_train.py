@@ -117,7 +117,11 @@ def test_resume_takes_the_configuration_of_the_run(tmp_path) -> None:
 
 def test_eval_title_is_not_taken_for_markup() -> None:
     console = Console(file=io.StringIO(), width=120)
-    console.print(scores_table(Scores(title="m, [red]x[foo] (test)", columns={"top-1 %": "3"}, record={})))
+    console.print(
+        scores_table(
+            Scores(title="m, [red]x[foo] (test)", columns={"top-1 %, wide": "3", "top-5 %, wide": "5"}, record={})
+        )
+    )
     assert "[red]x[foo] (test)" in console.file.getvalue()
 
 

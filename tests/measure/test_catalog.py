@@ -2,13 +2,47 @@ import pytest
 import torch
 
 from visionmlp.errors import UnknownModel
-from visionmlp.measure.catalog import catalog, catalog_rows, catalog_table, count_macs, count_params, count_text
+from visionmlp.measure import catalog as catalog_module
+from visionmlp.measure.catalog import (
+    CATALOG,
+    catalog,
+    catalog_rows,
+    catalog_table,
+    count_macs,
+    count_params,
+    count_text,
+    read_catalog,
+    write_catalog,
+)
 from visionmlp.models.checkpoint import load_model
-from visionmlp.models.registry import list_models, variant
+from visionmlp.models.registry import list_models, published_weights, variant
 
 
 def test_all_models() -> None:
     assert [entry.name for entry in catalog()] == list_models()
+
+
+def test_the_file_is_what_the_code_says(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalog_module, "CATALOG", tmp_path / "catalog.json")
+    write_catalog()
+    assert (tmp_path / "catalog.json").read_text() == CATALOG.read_text(), "run python docs/build.py --tables"
+    assert list(read_catalog()) == [*list_models(), *list_models(test=True)]
+    entry = read_catalog()["resmlp_s24"]
+    assert entry.tags == tuple(weights.tag for weights in published_weights("resmlp_s24")) != ()
+    assert (entry.params, entry.macs) == (variant("resmlp_s24").params, variant("resmlp_s24").macs)
+
+
+@pytest.mark.parametrize("family", ["ResMLP", "resmlp", "mlp-mixer", "Sparse-MLP (MoE)", "sparsemlp_moe"])
+def test_families_are_those_of_the_registry(family: str) -> None:
+    assert [entry.name for entry in catalog(family=family)] == list_models(family)
+
+
+def test_an_unknown_family_is_refused_in_the_words_of_the_registry() -> None:
+    with pytest.raises(UnknownModel) as registry:
+        list_models("convnet")
+    with pytest.raises(UnknownModel) as listed:
+        catalog(family="convnet")
+    assert str(listed.value) == str(registry.value)
 
 
 def test_patterns_and_family() -> None:
@@ -61,4 +95,6 @@ def test_count_text() -> None:
 def test_table_and_rows() -> None:
     entries = catalog("resmlp_s12_p8")
     assert catalog_table(entries).row_count == 1
-    assert catalog_rows(entries)[0]["img_size"] == (224, 224)
+    (row,) = catalog_rows(entries)
+    assert row["img_size"] == (224, 224)
+    assert "tags" not in row

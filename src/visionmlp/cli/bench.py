@@ -10,13 +10,10 @@ from visionmlp.cli.output import console, say
 from visionmlp.cli.usage import UsageError
 from visionmlp.errors import require
 from visionmlp.files import beside
-from visionmlp.measure.catalog import check_name
 
 
 def bench(options: BenchOptions) -> int:
     """Measure and print; optionally write a CSV file and a figure. Contenders that failed are named at the end."""
-    for model in options.models:
-        check_name(model)
     if options.profile:
         return _profile(options)
 
@@ -89,6 +86,7 @@ def _profile(options: BenchOptions) -> int:
 
 
 BENCH = plain_command(
+    "bench",
     BenchOptions,
     bench,
     summary="speed, GEMM efficiency and memory",

@@ -4,6 +4,9 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from visionmlp.cli.words import check_options
+from visionmlp.measure.catalog import check_name
+
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
@@ -18,6 +21,8 @@ class Command:
     """The first paragraph of its own help."""
     examples: Sequence[str]
     """Command lines that work, for the end of its help."""
+    check: Callable[[Sequence[str]], None]
+    """Refuses unknown options and models at once, without importing the parser."""
     add_options: "Callable[[ArgumentParser, Sequence[str]], None]"
     """Adds the options to the parser; sees the words of the command line too."""
     run: "Callable[[Namespace], int]"
@@ -29,8 +34,17 @@ class Command:
         return "\n".join(["examples:", *(f"  visionmlp {example}" for example in self.examples)])
 
 
-def plain_command(options: type, call: Callable[[Any], int], **texts: Any) -> Command:
-    """A command whose options are the fields of one dataclass."""
+def plain_command(name: str, options: type, call: Callable[[Any], int], **texts: Any) -> Command:
+    """A command whose options are the fields of one dataclass; a positional ``model`` or ``models`` names models."""
+    positional = {field.name for field in dataclasses.fields(options) if field.metadata.get("positional")}
+
+    def check(words: Sequence[str]) -> None:
+        others = check_options(words, name, options)
+        if "models" in positional:
+            for model in others:
+                check_name(model)
+        elif "model" in positional and others:
+            check_name(others[0])
 
     def add_options(parser: "ArgumentParser", _words: Sequence[str]) -> None:
         from visionmlp.cli.parser import add_fields
@@ -42,4 +56,4 @@ def plain_command(options: type, call: Callable[[Any], int], **texts: Any) -> Co
 
         return call(options_from(namespace, options))
 
-    return Command(add_options=add_options, run=run, **texts)
+    return Command(check=check, add_options=add_options, run=run, **texts)

@@ -40,6 +40,7 @@ def convert(options: ConvertOptions) -> int:
 
 
 CONVERT = plain_command(
+    "convert",
     ConvertOptions,
     convert,
     summary="the authors' weights into a checkpoint of ours, and back",

@@ -13,6 +13,7 @@ def demo(options: DemoOptions) -> int:
 
 
 DEMO = plain_command(
+    "demo",
     DemoOptions,
     demo,
     summary="the whole story on real digits, in three minutes",

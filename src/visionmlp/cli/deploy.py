@@ -6,13 +6,10 @@ from pathlib import Path
 from visionmlp.cli.command import plain_command
 from visionmlp.cli.options import DeployOptions
 from visionmlp.cli.output import console, note_precision
-from visionmlp.measure.catalog import check_name
 
 
 def deploy(options: DeployOptions) -> int:
     """Write the deploy form and print its certificate."""
-    check_name(options.model)
-
     from visionmlp.deploy.certificate import certificate_table, deploy
     from visionmlp.tasks.loading import load
 
@@ -35,6 +32,7 @@ def _deploy_output(options: DeployOptions) -> Path:
 
 
 DEPLOY = plain_command(
+    "deploy",
     DeployOptions,
     deploy,
     summary="re-parameterise a trained model, with a certificate",

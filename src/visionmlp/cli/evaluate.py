@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from visionmlp.cli.command import Command
 from visionmlp.cli.output import console, print_json
+from visionmlp.cli.tasks import add_task_options, check_task_words, task_and_options
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -14,17 +15,18 @@ if TYPE_CHECKING:
     from visionmlp.tasks.definition import Scores
 
 
+def check(words: "Sequence[str]") -> None:
+    """Refuse unknown options and models."""
+    check_task_words(words, "eval", lambda task: task.eval_options)
+
+
 def add_options(parser: "ArgumentParser", words: "Sequence[str]") -> None:
     """Options of the task."""
-    from visionmlp.cli.tasks import add_task_options
-
     add_task_options(parser, words, lambda task: task.eval_options)
 
 
 def run(namespace: "Namespace") -> int:
     """Print a model's scores on a dataset."""
-    from visionmlp.cli.tasks import task_and_options
-
     task, options = task_and_options(namespace, lambda task: task.eval_options)
     scores = task.evaluate(options)
     if options.json:
@@ -57,6 +59,7 @@ EVAL = Command(
         "eval resmlp_s12 --checkpoint resmlp_12.pth --data imagenet/val --split validation",
         "eval int8.xml --data imagenette/",
     ],
+    check=check,
     add_options=add_options,
     run=run,
 )

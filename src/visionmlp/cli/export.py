@@ -6,14 +6,12 @@ from visionmlp.cli.command import plain_command
 from visionmlp.cli.options import ExportOptions
 from visionmlp.cli.output import note_precision, say
 from visionmlp.cli.usage import UsageError
-from visionmlp.measure.catalog import check_name
 
 
 def export(options: ExportOptions) -> int:
     """Write an exported file and print how closely its runtime reproduces the model."""
     if options.batch != "dynamic" and not options.batch.isdecimal():
         raise UsageError(f"--batch takes 'dynamic' or a number, got {options.batch!r}")
-    check_name(options.model)
 
     from visionmlp.deploy.export import export_model
     from visionmlp.deploy.formats import RUNNERS
@@ -68,6 +66,7 @@ def export(options: ExportOptions) -> int:
 
 
 EXPORT = plain_command(
+    "export",
     ExportOptions,
     export,
     summary="ONNX, OpenVINO, torch.export or a checkpoint, checked in its runtime",

@@ -89,6 +89,9 @@ def run(words: Sequence[str]) -> int:
 
 def run_command(name: str, command: Command, words: Sequence[str]) -> int:
     """Parse the words behind a command's name and run it."""
+    if not {"-h", "--help"} & set(words):
+        command.check(words)
+
     from visionmlp.cli.parser import build_parser, config_first, parse
 
     parser = build_parser(f"visionmlp {name}", description=command.description, epilog=command.epilog)

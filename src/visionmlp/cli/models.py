@@ -17,6 +17,7 @@ def models(options: ModelsOptions) -> int:
 
 
 MODELS = plain_command(
+    "models",
     ModelsOptions,
     models,
     summary="table of models: parameters, MACs, the paper's accuracy",

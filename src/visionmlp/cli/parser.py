@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import re
-import types
 import typing
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 
 from visionmlp.cli.usage import HelpFormatter, UsageError, nearest, unexpected
+from visionmlp.cli.words import items, members
 
 _METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 
@@ -77,7 +77,7 @@ def add_fields(
         if hint is bool:
             target.add_argument(name, action=ActionYesNo(no_prefix="no-"), **settings)
             continue
-        item, count = _items(hint)
+        item, count = items(hint)
         settings["type"] = item
         settings["metavar"] = metadata.get("metavar") or (field.name.upper() if bare else _metavar(item))
         if count is not None:
@@ -100,7 +100,7 @@ def options_from(namespace: Namespace, options: type) -> Any:
     for field in dataclasses.fields(options):
         value = namespace[field.name]
         values[field.name] = (
-            tuple(value) if isinstance(value, list) and _items(hints[field.name])[1] is not None else value
+            tuple(value) if isinstance(value, list) and items(hints[field.name])[1] is not None else value
         )
     return options(**values)
 
@@ -128,11 +128,6 @@ def usage_error(error: Exception, parser: ArgumentParser) -> UsageError:
             else f"{_spelling(action)}: {reason}"
         )
     return UsageError(text.removeprefix("argument "))
-
-
-def value_count(hint: Any) -> int | str | None:
-    """How many words an option of this type takes: a number, ``"*"``, or None for one value."""
-    return _items(hint)[1]
 
 
 def config_first(words: Sequence[str]) -> list[str]:
@@ -167,23 +162,8 @@ def _default_text(default: Any) -> str:
     return f" (default: {' '.join(map(str, default)) if isinstance(default, tuple | list) else default})"
 
 
-def _items(hint: Any) -> tuple[Any, int | str | None]:
-    """Type and number of a tuple's values: ``X, "*"`` of ``tuple[X, ...]``, ``X, 2`` of ``tuple[X, X]``; else None."""
-    (member, *others) = _members(hint)
-    parts = typing.get_args(member)
-    if others or typing.get_origin(member) is not tuple:
-        return hint, None
-    return parts[0], "*" if parts[1:] == (...,) else len(parts)
-
-
-def _members(hint: Any) -> list[Any]:
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return [member for member in typing.get_args(hint) if member is not types.NoneType]
-    return [hint]
-
-
 def _metavar(hint: Any) -> str:
-    return "|".join(_metavar_of_member(member) for member in _members(hint))
+    return "|".join(_metavar_of_member(member) for member in members(hint))
 
 
 def _metavar_of_member(hint: Any) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from visionmlp.cli.command import Command
 from visionmlp.cli.output import say
+from visionmlp.cli.tasks import add_task_options, check_task_words, task_and_options
 from visionmlp.files import beside
 
 if TYPE_CHECKING:
@@ -23,17 +24,18 @@ _LEAST_WIDTH = 24
 """Columns for the names of images; a longer name widens them from there on."""
 
 
+def check(words: Sequence[str]) -> None:
+    """Refuse unknown options and models."""
+    check_task_words(words, "predict", lambda task: task.predict_options)
+
+
 def add_options(parser: "ArgumentParser", words: Sequence[str]) -> None:
     """Options of the task."""
-    from visionmlp.cli.tasks import add_task_options
-
     add_task_options(parser, words, lambda task: task.predict_options)
 
 
 def run(namespace: "Namespace") -> int:
     """Print answers for images; an image without one is named on standard error."""
-    from visionmlp.cli.tasks import task_and_options
-
     task, options = task_and_options(namespace, lambda task: task.predict_options)
     failures = 0
     with contextlib.ExitStack() as stack:
@@ -133,6 +135,7 @@ PREDICT = Command(
         "predict model.xml folder/ --threads 2",
         "predict runs/digits folder/ --runtime onnxruntime",
     ],
+    check=check,
     add_options=add_options,
     run=run,
 )

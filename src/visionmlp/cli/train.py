@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from visionmlp.cli.command import Command
 from visionmlp.cli.options import TrainSwitches
+from visionmlp.cli.tasks import agreed
 from visionmlp.cli.usage import UsageError, nearest
+from visionmlp.cli.words import check_options, scan
+from visionmlp.tasks.register import load_task, task_of_run
 
 if TYPE_CHECKING:
     import argparse
@@ -18,15 +21,22 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
 
+def check(words: Sequence[str]) -> None:
+    """Refuse unknown options and models."""
+    given, _ = scan(words, TrainSwitches, _Files)
+    task = load_task(agreed(_said(given)))
+    others = check_options(words, "train", TrainSwitches, _Files, task.config, positional=("model",))
+    if others:
+        task.check_model(others[0])
+
+
 def add_options(parser: "ArgumentParser", words: Sequence[str]) -> None:
     """Options of the task; ``--recipe`` and ``--resume`` on the command line decide what the defaults are."""
     from jsonargparse import ActionConfigFile
 
     from visionmlp.cli.parser import add_fields
-    from visionmlp.cli.tasks import agreed
-    from visionmlp.tasks.register import load_task
 
-    given = _scan(words)
+    given, _ = scan(words, TrainSwitches, _Files)
     continued = given.resume and not given.config and not {"-h", "--help"} & set(words)
     if continued and given.output is None:
         raise UsageError("--resume needs --output, the run folder to continue")
@@ -50,7 +60,6 @@ def add_options(parser: "ArgumentParser", words: Sequence[str]) -> None:
 def run(namespace: "Namespace") -> int:
     """Train, or print the configuration."""
     from visionmlp.cli.parser import options_from
-    from visionmlp.tasks.register import load_task
 
     task = load_task(namespace.task)
     switches = options_from(namespace, TrainSwitches)
@@ -70,23 +79,16 @@ def run(namespace: "Namespace") -> int:
     return 0
 
 
-def _scan(words: Sequence[str]) -> "argparse.Namespace":
-    """What has to be known before the parser can be built."""
-    from visionmlp.cli.tasks import scan
-
-    return scan(words, TrainSwitches, _Files)[0]
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Files:
+    """Options that say where to look for more."""
+
     output: str | None = None
     config: str | None = None
 
 
 def _said(given: "argparse.Namespace") -> dict[str, str]:
     """The task's name, by who says it."""
-    from visionmlp.tasks.register import task_of_run
-
     said = {
         "--task": given.task,
         str(given.config): _task_of_file(given.config),
@@ -112,10 +114,13 @@ def _run_folder(output: str) -> Path:
 
 def _task_of_file(config: str | None) -> str | None:
     """What a configuration file says; nothing if it cannot be read, which the parser reports."""
+    if config is None:
+        return None
+
     import yaml
 
     try:
-        values = yaml.safe_load(Path(config or "").read_text(encoding="utf-8"))
+        values = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return None
     return str(values["task"]) if isinstance(values, dict) and "task" in values else None
@@ -157,6 +162,7 @@ TRAIN = Command(
         "train --config run.yaml --print-config",
         "train --resume --output runs/digits",
     ],
+    check=check,
     add_options=add_options,
     run=run,
 )

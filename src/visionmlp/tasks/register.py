@@ -8,7 +8,6 @@ import importlib
 import json
 from pathlib import Path
 
-from visionmlp.engine.run_folder import RunFolder
 from visionmlp.errors import InvalidConfig
 from visionmlp.tasks.definition import TaskDefinition
 
@@ -46,6 +45,9 @@ def task_of_run(folder: Path) -> str | None:
     """
     if not (folder / "config.yaml").is_file():
         return None
+
+    from visionmlp.engine.run_folder import RunFolder
+
     return str(RunFolder(folder).read_config().get("task", DEFAULT))
 
 
