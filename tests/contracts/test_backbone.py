@@ -147,11 +147,15 @@ def test_classifier_is_reset(model):
     pooled = model(image())
     assert pooled.shape == (2, model.num_features)
     model.reset_classifier(0, global_pool="")
-    assert model(image()).shape[:2] == (2, model.num_features)
-    assert model(image()).dim() == 4
-    torch.testing.assert_close(model(image()).mean((2, 3)), pooled)
+    unpooled = model(image())
+    assert unpooled.dim() == 4
+    assert unpooled.shape[model.feature_dim] == model.num_features
+    assert torch.equal(unpooled, model.forward_features(image()))
+    torch.testing.assert_close(unpooled.mean((1, 2) if model.output_fmt == "NHWC" else (2, 3)), pooled)
     with pytest.raises(InvalidConfig, match="num_classes=0"):
-        model.reset_classifier(3)
+        model.reset_classifier(3, global_pool="")
+    model.reset_classifier(3)
+    assert model(image()).shape == (2, 3)
 
 
 def test_checkpointing_changes_memory_not_gradients(name):

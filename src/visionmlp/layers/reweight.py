@@ -29,7 +29,8 @@ class Reweight(nn.Module):
         weights = weights.movedim(2, 0)[:, :, None, None].contiguous()
         mixed = branches[0] * weights[0]
         for i in range(1, self.branches):
-            mixed.addcmul_(branches[i], weights[i])
+            # a tracer drops what nobody takes
+            mixed = mixed.addcmul_(branches[i], weights[i])
         return mixed
 
     def weights(self, pooled: Tensor) -> Tensor:

@@ -151,6 +151,8 @@ class Backbone(LevelledBackbone):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the classifier by one initialised as the authors do, and the pooling if ``global_pool`` is given.
 
+        A classifier needs a pooled map: where there is no pooling, it brings back the average.
+
         Raises:
             InvalidConfig: for a deploy form whose last norm is part of its classifier, or an impossible combination.
         """
@@ -170,13 +172,11 @@ class Backbone(LevelledBackbone):
         """Initialise a fresh classifier in place; PyTorch's default unless the authors do otherwise."""
 
     def _replace_classifier(self, num_classes: int, global_pool: str | None) -> None:
-        config = dataclasses.replace(
-            self.config,
-            num_classes=num_classes,
-            global_pool=self.config.global_pool if global_pool is None else global_pool,
-        )
+        if global_pool is None:
+            global_pool = "avg" if num_classes > 0 and self.config.global_pool == "" else self.config.global_pool
+        config = dataclasses.replace(self.config, num_classes=num_classes, global_pool=global_pool)
         like = next(self.parameters())
-        if global_pool is not None and global_pool != self.config.global_pool:
+        if global_pool != self.config.global_pool:
             self.head.pool = self.build_pool(global_pool).to(like.device, like.dtype).train(self.training)
         self.head.reset(num_classes, like)
         if isinstance(self.head.fc, nn.Linear):
@@ -311,6 +311,6 @@ class FusibleBackbone(Backbone, Fusible):
         deployed.num_features = deployed.head_hidden_size = self.num_features
         deployed.last_norm_folds, deployed.is_pruned = affine, self.is_pruned
         # what timm attaches to a model it has built
-        own = set(deployed.__dict__)
-        deployed.__dict__.update({key: value for key, value in self.__dict__.items() if key not in own})
+        own = vars(deployed)
+        own.update({key: value for key, value in vars(self).items() if key not in own})
         return deployed

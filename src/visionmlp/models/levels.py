@@ -137,7 +137,7 @@ class LevelledBackbone(nn.Module, ABC):
         self.feature_points = self.feature_points[: max(take) + 1]
         self.num_features = self.head_hidden_size = self.dims[last_stage]
         if prune_norm or beyond:
-            self.norm = nn.Identity()
+            self.norm = nn.Identity().train(self.training)
         if prune_head or beyond:
             self.drop_classifier()
         return take

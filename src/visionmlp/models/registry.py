@@ -186,11 +186,13 @@ def default_levels(config: BackboneConfig, fields: Mapping[str, Any] = MappingPr
         config: a configuration of the family.
         fields: what is different from it.
     """
-    depths = fields.get("blocks", getattr(config, "blocks", None))
+    depths: Any = fields.get("blocks", getattr(config, "blocks", None))
     if isinstance(depths, (tuple, list)) and len(depths) > 1:
         return tuple(range(len(depths)))
-    depth = depths[0] if isinstance(depths, (tuple, list)) else fields.get("depth", getattr(config, "depth", 1))
-    return tuple(sorted({max(0, int(depth) * quarter // 4 - 1) for quarter in (1, 2, 3, 4)}))
+    depth: Any = depths[0] if depths else fields.get("depth", getattr(config, "depth", None))
+    # what is no depth fails where the configuration is built
+    count = depth if isinstance(depth, int) else 1
+    return tuple(sorted({max(0, count * quarter // 4 - 1) for quarter in (1, 2, 3, 4)}))
 
 
 def _config(variant: Variant, fields: Mapping[str, Any]) -> BackboneConfig:
