@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from visionmlp.layers.packing import prepack
     from visionmlp.models.checkpoint import load_checkpoint, load_model, save_checkpoint
     from visionmlp.models.dense import dense_features
+    from visionmlp.models.freezing import freeze
     from visionmlp.models.locality import add_locality
     from visionmlp.models.official import load_official, save_official
     from visionmlp.models.registry import create_model, list_models, published_weights
@@ -24,6 +25,7 @@ __all__ = [
     "add_locality",
     "create_model",
     "dense_features",
+    "freeze",
     "list_models",
     "load_checkpoint",
     "load_model",
@@ -46,6 +48,7 @@ __getattr__, __dir__ = lazy_names(
         "load_model": "visionmlp.models.checkpoint",
         "save_checkpoint": "visionmlp.models.checkpoint",
         "dense_features": "visionmlp.models.dense",
+        "freeze": "visionmlp.models.freezing",
         "add_locality": "visionmlp.models.locality",
         "load_official": "visionmlp.models.official",
         "save_official": "visionmlp.models.official",

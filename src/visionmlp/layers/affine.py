@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor, nn
 
+from visionmlp.errors import InvalidConfig
 from visionmlp.layers.norms import LayerStatistics, MapBatchNorm, MapGroupNorm
-from visionmlp.ops.fold import batchnorm_affine
+from visionmlp.ops.fold import BATCH_NORMS, batchnorm_affine
 
 
 class Affine(nn.Module):
@@ -44,13 +45,13 @@ def split_affine(norm: nn.Module) -> tuple[nn.Module, Tensor, Tensor]:
     The statistics of an evaluating BatchNorm are constants, so nothing of it depends on the input.
 
     Raises:
-        TypeError: for a module that is no norm with a scale and a shift for each channel.
+        InvalidConfig: for a module that is no norm with a scale and a shift for each channel, or one that cannot fold.
     """
     if isinstance(norm, Affine):
         return nn.Identity(), norm.alpha.detach(), norm.beta.detach()
     if isinstance(norm, MapBatchNorm):
         return nn.Identity(), *batchnorm_affine(norm.bn)
-    if isinstance(norm, (nn.BatchNorm2d, nn.SyncBatchNorm)):
+    if isinstance(norm, BATCH_NORMS):
         return nn.Identity(), *batchnorm_affine(norm)
     statistics: nn.Module | None = None
     if isinstance(norm, nn.LayerNorm) and norm.elementwise_affine:
@@ -58,6 +59,6 @@ def split_affine(norm: nn.Module) -> tuple[nn.Module, Tensor, Tensor]:
     elif isinstance(norm, MapGroupNorm) and norm.affine:
         statistics = MapGroupNorm(norm.num_channels, eps=norm.eps, affine=False)
     if statistics is None:
-        raise TypeError(f"cannot split {type(norm).__name__}")
+        raise InvalidConfig(f"{type(norm).__name__} has no scale and shift to fold")
     assert isinstance(norm, (nn.LayerNorm, MapGroupNorm))
     return statistics, norm.weight.detach(), norm.bias.detach()

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from visionmlp.errors import NotInEvalMode
+from visionmlp.errors import InvalidConfig, NotInEvalMode
 from visionmlp.layers.linear import Linear
 from visionmlp.layers.memory_order import keep_order
 
@@ -61,10 +61,13 @@ def reparameterize(model: nn.Module) -> nn.Module:
 
     Raises:
         NotInEvalMode: if any part is in training mode, where batch statistics make the two forms differ.
+        InvalidConfig: for a norm that cannot be folded, naming the part that it stands in.
     """
     training = [name or "the model" for name, module in model.named_modules() if module.training]
     if training:
         raise NotInEvalMode(f"{training[0]} is in training mode; call model.eval() before reparameterize(model)")
+    model = copy.deepcopy(model)
+    names = {module: name or "the model" for name, module in model.named_modules()}
     replacements: dict[nn.Module, nn.Module] = {}
 
     def deploy(module: nn.Module) -> nn.Module:
@@ -72,7 +75,10 @@ def reparameterize(model: nn.Module) -> nn.Module:
             return replacements[module]
         result = module
         while isinstance(result, Fusible):
-            result = result.fused()
+            try:
+                result = result.fused()
+            except InvalidConfig as error:
+                raise InvalidConfig(f"{names.get(module, 'a part')}: {error}") from error
         replacements[module] = replacements[result] = result
         for name, child in list(result._modules.items()):
             if child is not None:
@@ -80,4 +86,4 @@ def reparameterize(model: nn.Module) -> nn.Module:
         return result
 
     with torch.no_grad():
-        return deploy(copy.deepcopy(model)).eval()
+        return deploy(model).eval()

@@ -17,9 +17,10 @@ from visionmlp.errors import CheckpointError, CheckpointMismatch, InvalidConfig,
 from visionmlp.files import whole_file
 from visionmlp.layers.fusible import is_training_form, reparameterize
 from visionmlp.models.backbone import Backbone
-from visionmlp.models.metadata import CheckpointInfo, default_preprocessing, for_channels, read_metadata
+from visionmlp.models.metadata import CheckpointInfo, default_preprocessing, read_metadata
 from visionmlp.models.official import adapted, check_fit, counted, load_official, load_strictly, resize_tokens
 from visionmlp.models.registry import create_model, is_model, variant
+from visionmlp.models.timm_factory import for_channels
 from visionmlp.models.wrappers import plain_names, unwrapped
 
 __all__ = [

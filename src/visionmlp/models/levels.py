@@ -63,6 +63,15 @@ class LevelledBackbone(nn.Module, ABC):
         ]
         self.is_pruned = False
         """Whether parts beyond the last feature level asked for are gone."""
+        self.resting: tuple[str, ...] = ()
+        """Parts that stay in evaluation mode, see `visionmlp.freeze`."""
+
+    def train(self, mode: bool = True) -> "LevelledBackbone":
+        """Training or evaluation mode, in which frozen parts stay."""
+        super().train(mode)
+        for name in self.resting:
+            self.get_submodule(name).eval()
+        return self
 
     @property
     @abstractmethod
@@ -140,6 +149,9 @@ class LevelledBackbone(nn.Module, ABC):
             self.norm = nn.Identity().train(self.training)
         if prune_head or beyond:
             self.drop_classifier()
+        left = dict(self.named_modules())
+        self.resting = tuple(name for name in self.resting if name in left)
+        self.train(self.training)
         return take
 
     def take_levels(self, indices: int | Sequence[int] | None) -> list[int]:

@@ -32,11 +32,6 @@ def default_preprocessing(model: Backbone) -> dict[str, Any]:
     return {key: cfg[key] for key in ("input_size", "mean", "std", "interpolation", "crop_pct")}
 
 
-def for_channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
-    """Statistics of another number of channels: every channel gets the average."""
-    return values if len(values) == channels else (sum(values) / len(values),) * channels
-
-
 def read_metadata(text: str, source: str, *, tensors: int) -> tuple[CheckpointInfo, dict[str, Any]]:
     """What a checkpoint says, with the fields of its model's configuration.
 

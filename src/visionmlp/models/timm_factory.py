@@ -1,6 +1,6 @@
 """What timm's factory hands to our models and takes from them: feature wrappers, saved models, configurations."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -51,11 +51,14 @@ def described(cfg: dict[str, Any], config: BackboneConfig) -> dict[str, Any]:
     channels, size = config.in_chans, config.img_size
     same_size = tuple(cfg["input_size"][1:]) == size
     values: dict[str, Any] = {"input_size": (channels, *size)}
-    for key in ("mean", "std"):
-        # other images than RGB: every channel gets the average
-        values[key] = cfg[key] if len(cfg[key]) == channels else (sum(cfg[key]) / len(cfg[key]),) * channels
+    values |= {key: for_channels(cfg[key], channels) for key in ("mean", "std")}
     pool_size = cfg.get("pool_size") if same_size else None
     return {**cfg, **values, "pool_size": pool_size or tuple(side // config.strides[-1] for side in size)}
+
+
+def for_channels(values: Sequence[float], channels: int) -> tuple[float, ...]:
+    """Statistics of other images than RGB: every channel gets the average."""
+    return tuple(values) if len(values) == channels else (sum(values) / len(values),) * channels
 
 
 def saved_state_filter(cfg: PretrainedCfg) -> Callable[[dict[str, Tensor], Backbone], dict[str, Tensor]]:

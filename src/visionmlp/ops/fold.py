@@ -3,9 +3,15 @@
 Source: RepMLPNet (arXiv 2112.11081), section 3 (Eqs. 4-12) and section 4.1 (Eqs. 13-14).
 """
 
+from typing import Any
+
 import torch
+from timm.layers import BatchNormAct2d, FrozenBatchNormAct2d
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.ops import FrozenBatchNorm2d
+
+from visionmlp.errors import InvalidConfig
 
 
 def conv_matrix(
@@ -53,22 +59,34 @@ def conv_matrix(
     return response.view(inputs, groups, out_channels // groups * out_h * out_w).permute(1, 2, 0)
 
 
+BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d, FrozenBatchNormAct2d)
+"""Norms that an evaluating model computes as one scale and one shift for each channel."""
+
+
 def batchnorm_affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
     """The per-channel scale and shift, both (C,) in float64, that an evaluating BatchNorm applies (Eq. 13).
 
+    Synchronised and frozen norms (torchvision's, timm's) are BatchNorms too.
+
     Raises:
-        ValueError: if the norm is no BatchNorm (synchronised ones are), or keeps no running statistics.
+        InvalidConfig: if the norm is no BatchNorm, keeps no running statistics, or has an activation of its own.
     """
-    if not isinstance(norm, (nn.BatchNorm2d, nn.SyncBatchNorm)):
-        raise ValueError(f"{type(norm).__name__} is no BatchNorm and cannot be folded")
+    kind = type(norm).__name__
+    if not isinstance(norm, BATCH_NORMS):
+        raise InvalidConfig(f"{kind} is no BatchNorm and cannot be folded")
+    if isinstance(norm, (BatchNormAct2d, FrozenBatchNormAct2d)):
+        follows = [part for part in (norm.drop, norm.act) if not isinstance(part, nn.Identity)]
+        if follows:
+            raise InvalidConfig(f"a {kind} with {type(follows[0]).__name__} behind it cannot be folded")
     if norm.running_mean is None or norm.running_var is None:
-        raise ValueError("a BatchNorm without running statistics depends on its batch and cannot be folded")
-    scale = (norm.running_var.double() + norm.eps).rsqrt()
-    if norm.weight is not None:
-        scale = scale * norm.weight.detach().double()
-    shift = -norm.running_mean.double() * scale
-    if norm.bias is not None:
-        shift = shift + norm.bias.detach().double()
+        raise InvalidConfig(f"a {kind} without running statistics depends on its batch and cannot be folded")
+    values: Any = norm  # buffers or parameters
+    scale = (values.running_var.double() + values.eps).rsqrt()
+    if values.weight is not None:
+        scale = scale * values.weight.detach().double()
+    shift = -values.running_mean.double() * scale
+    if values.bias is not None:
+        shift = shift + values.bias.detach().double()
     return scale, shift
 
 
