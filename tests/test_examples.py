@@ -10,10 +10,10 @@ import urllib.request
 
 import pytest
 import torch
+from examples import dense_head, finetune, locality, serve
 from PIL import Image
 
 import visionmlp
-from examples import dense_head, finetune, locality, serve
 from tests.randomise import randomise
 from tests.test_docs import ROOT
 from visionmlp.measure.catalog import count_macs, count_params
@@ -25,7 +25,9 @@ def save_images(folder, colours, *, count):
     for name, colour in colours.items():
         (folder / name).mkdir(parents=True)
         for i in range(count):
-            Image.new("RGB", (40, 40), tuple(max(0, value - 5 * i) for value in colour)).save(folder / name / f"{i}.png")
+            Image.new("RGB", (40, 40), tuple(max(0, value - 5 * i) for value in colour)).save(
+                folder / name / f"{i}.png"
+            )
 
 
 def test_finetune(tmp_path, capsys):
