@@ -120,7 +120,8 @@ def test_new_family(new_family, capsys):
         assert count_macs(model, (3, *variant.img_size)) == variant.macs
 
 
-def test_new_family_merges_what_it_should(new_family):
+@pytest.mark.usefixtures("new_family")
+def test_new_family_merges_what_it_should():
     model = randomise(visionmlp.create_model("gmlp_test", kernel_sizes=(1, 3))).double().eval()
     x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
     deployed = visionmlp.reparameterize(model)
