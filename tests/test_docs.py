@@ -30,13 +30,13 @@ def test_links_exist(page):
             assert (page.parent / link).exists(), link
 
 
-@pytest.mark.parametrize("prefix", PREFIXES)
-def test_python_on_the_page_runs(prefix, tmp_path, monkeypatch):
+@pytest.mark.parametrize("page", [*(f"families/{prefix}.md" for prefix in PREFIXES), "timm.md"])
+def test_python_on_the_page_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", (FAMILIES / f"{prefix}.md").read_text(), re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
     assert blocks
     for block in blocks:
-        exec(compile(block, f"{prefix}.md", "exec"), {})
+        exec(compile(block, page, "exec"), {})
 
 
 def test_pages_and_parts_must_agree():

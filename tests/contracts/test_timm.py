@@ -179,8 +179,10 @@ def test_fx_sees_plain_operators(model, form):
                 graph(images(36, 32))
 
 
-def test_gradients_through_fx_reach_every_parameter(name):
-    model = randomise(visionmlp.create_model(name)).train()
+@pytest.mark.parametrize("rate", [0.0, 0.5])
+def test_gradients_through_fx_reach_every_parameter(name, rate):
+    """Drop-path and all: a graph leaves out what is computed in place and taken from elsewhere."""
+    model = randomise(visionmlp.create_model(name, drop_path_rate=rate)).train()
     twin = copy.deepcopy(model)
     graph = create_feature_extractor(model, [get_graph_node_names(model)[0][-1]])
     torch.manual_seed(0)

@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
-from timm.layers import DropPath
 from torch import Tensor, nn
 
 from visionmlp.layers.affine import split_affine
 from visionmlp.layers.block import Block, deployed_block
 from visionmlp.layers.channel_mlp import ChannelMLP, DeployedChannelMLP
+from visionmlp.layers.drop_path import DropPath
 from visionmlp.layers.fusible import Fusible
 from visionmlp.layers.token_mixing import DeployedTokenMLP, TokenMLP
 

@@ -14,13 +14,14 @@ import re
 from collections import OrderedDict
 
 import torch
-from timm.layers import DropPath, register_notrace_function
+from timm.layers import register_notrace_function
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from visionmlp.layers.affine import split_affine
 from visionmlp.layers.block import Block, deployed_block
 from visionmlp.layers.channel_mlp import ChannelMLP, DeployedMapMLP, InplaceGELU
+from visionmlp.layers.drop_path import DropPath
 from visionmlp.layers.fusible import Fusible, linear
 from visionmlp.layers.linear import Linear, add_linear
 from visionmlp.layers.norms import MapGroupNorm

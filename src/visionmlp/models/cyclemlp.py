@@ -17,12 +17,12 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
-from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from visionmlp.layers.block import Block, DeployedResidual, ProjectedMixer, ResidualMixer, deployed_block
 from visionmlp.layers.channel_mlp import ChannelMLP, DeployedMapMLP
+from visionmlp.layers.drop_path import DropPath
 from visionmlp.layers.fusible import Fusible, linear, parameter
 from visionmlp.layers.linear import Linear
 from visionmlp.layers.patch_embed import ConvEmbed

@@ -21,12 +21,12 @@ from abc import abstractmethod
 from typing import ClassVar, TypeVar
 
 import torch
-from timm.layers import DropPath
 from torch import Tensor, nn
 
 from visionmlp.layers.affine import split_affine
 from visionmlp.layers.block import Block, DeployedResidual, ProjectedMixer, deployed_block
 from visionmlp.layers.channel_mlp import ChannelMLP, DeployedMapMLP
+from visionmlp.layers.drop_path import DropPath
 from visionmlp.layers.fusible import Fusible, linear
 from visionmlp.layers.grid_mixer import GridMixer
 from visionmlp.layers.linear import Linear

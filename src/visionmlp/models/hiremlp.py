@@ -13,12 +13,12 @@ import dataclasses
 import math
 import re
 
-from timm.layers import DropPath
 from torch import Tensor, nn
 
 from visionmlp.layers.affine import split_affine
 from visionmlp.layers.block import Block, DeployedResidual, ProjectedMixer, deployed_block
 from visionmlp.layers.channel_mlp import ChannelMLP, DeployedMapMLP
+from visionmlp.layers.drop_path import DropPath
 from visionmlp.layers.fusible import Fusible, linear, parameter
 from visionmlp.layers.linear import Linear, linear_relu
 from visionmlp.layers.norms import MapBatchNorm

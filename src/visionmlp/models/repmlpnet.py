@@ -15,11 +15,11 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
-from timm.layers import DropPath
 from torch import Tensor, nn
 
 from visionmlp.layers.block import Block, deployed_block
 from visionmlp.layers.channel_mlp import DeployedChannelMLP
+from visionmlp.layers.drop_path import DropPath
 from visionmlp.layers.fusible import Fusible, linear, parameter
 from visionmlp.layers.linear import Linear
 from visionmlp.layers.locality import LocalityBranches, LocalMixer, check_kernel_sizes

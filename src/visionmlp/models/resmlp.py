@@ -11,13 +11,13 @@ Layout (B, H, W, C).
 import copy
 import dataclasses
 
-from timm.layers import DropPath
 from torch import Tensor, nn
 
 from visionmlp.heads.class_mlp import ClassMLPPool
 from visionmlp.layers.affine import Affine, LayerScale, split_affine
 from visionmlp.layers.block import Block, deployed_block
 from visionmlp.layers.channel_mlp import ChannelMLP, DeployedChannelMLP
+from visionmlp.layers.drop_path import DropPath
 from visionmlp.layers.fusible import Fusible, parameter
 from visionmlp.layers.locality import check_kernel_sizes
 from visionmlp.layers.patch_embed import PatchEmbed

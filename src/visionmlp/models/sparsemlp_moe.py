@@ -21,11 +21,11 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import ClassVar, NamedTuple
 
-from timm.layers import DropPath
 from torch import Tensor, nn
 
 from visionmlp.errors import CheckpointError
 from visionmlp.layers.block import Block
+from visionmlp.layers.drop_path import DropPath
 from visionmlp.layers.grid_mixer import GridMixer
 from visionmlp.layers.linear import Linear
 from visionmlp.layers.locality import check_kernel_sizes

@@ -14,12 +14,12 @@ import dataclasses
 import re
 from typing import ClassVar
 
-from timm.layers import DropPath
 from torch import Tensor, nn
 
 from visionmlp.layers.affine import split_affine
 from visionmlp.layers.block import Block, DeployedResidual, ProjectedMixer, deployed_block
 from visionmlp.layers.channel_mlp import ChannelMLP, DeployedMapMLP
+from visionmlp.layers.drop_path import DropPath
 from visionmlp.layers.fusible import Fusible
 from visionmlp.layers.grid_mixer import GridMixer
 from visionmlp.layers.linear import Linear
