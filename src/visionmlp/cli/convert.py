@@ -13,9 +13,10 @@ def convert(options: ConvertOptions) -> int:
     from visionmlp.deploy.convert import convert_from_official, convert_to_official
 
     if options.to == "official":
-        if options.ema or options.img_size is not None:
+        if options.ema or options.img_size is not None or options.checkpoint_prefix is not None:
             raise UsageError(
-                "--ema and --img-size say how to read the authors' file; leave them out with --to official"
+                "--ema, --img-size and --checkpoint-prefix say how to read the authors' file; "
+                "leave them out with --to official"
             )
         model, lost = convert_to_official(options.source, options.output, name=options.model, force=options.force)
         if lost:
@@ -31,6 +32,7 @@ def convert(options: ConvertOptions) -> int:
             options.model,
             options.output,
             img_size=(options.img_size[0], options.img_size[-1]) if options.img_size else None,
+            prefix=options.checkpoint_prefix,
             ema=options.ema,
             force=options.force,
         )

@@ -37,6 +37,9 @@ class ConvertOptions:
         metavar="FILE",
     )
     to: Literal["visionmlp", "official"] = option("format to write", "visionmlp")
+    checkpoint_prefix: str | None = option(
+        "what leads to the weights in the file, if it holds several: teacher, base_encoder", None, metavar="PREFIX"
+    )
     ema: bool = option("take the moving average from the authors' file, not the weights", False)
     img_size: tuple[int, ...] | None = option(
         "side, or height and width, that the authors' file was made for; default: the model's own", None

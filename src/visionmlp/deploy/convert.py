@@ -11,7 +11,14 @@ from visionmlp.errors import CheckpointError, CheckpointMismatch
 from visionmlp.files import OutputError, beside
 from visionmlp.models.backbone import Backbone, FusibleBackbone
 from visionmlp.models.checkpoint import is_ours, load_model, save_checkpoint
-from visionmlp.models.official import from_official, load_strictly, official_file, read_official, save_official
+from visionmlp.models.official import (
+    from_official,
+    is_of_timm,
+    load_strictly,
+    official_file,
+    read_official,
+    save_official,
+)
 from visionmlp.models.registry import create_model, is_model, variant
 
 _IN_THE_TENSORS = {"num_classes", "in_chans", "img_size", "feature_norms"}
@@ -26,6 +33,7 @@ def convert_from_official(
     output: Path,
     *,
     img_size: tuple[int, int] | None = None,
+    prefix: str | None = None,
     ema: bool = False,
     force: bool = False,
 ) -> Backbone:
@@ -34,10 +42,11 @@ def convert_from_official(
     The numbers of classes and input channels, and whether it is a backbone for dense prediction, are those of the file.
 
     Args:
-        source: the authors' ``.pth``, ``.npz`` or ``.safetensors``.
+        source: the authors' ``.pth``, ``.npz`` or ``.safetensors``, or a trainer's or timm's.
         name: the variant that it holds.
         output: ``.safetensors`` file.
         img_size: height and width that the weights were made for; ``None`` is the variant's own size.
+        prefix: what leads to the weights in the source, if it holds several, see `visionmlp.load_official`.
         ema: take the moving average of the weights.
         force: replace an existing file.
 
@@ -53,18 +62,23 @@ def convert_from_official(
         raise CheckpointError(f"{source} is a checkpoint of ours already; convert it to official, or use it as it is")
     _check_paths(source, output)
     with beside(output, force=force, suffix=".safetensors") as partial:
-        official = read_official(source, ema=ema)
+        fields: dict[str, Any] = {} if img_size is None else {"img_size": img_size}
+        probe = _on_meta(name, fields | ({"feature_norms": True} if _takes_feature_norms(name) else {}))
+        official = read_official(source, model=probe, prefix=prefix, ema=ema)
         _check_one_dtype(official, source)
-        model = _model_of(official, name, img_size)
+        state = from_official(probe, official, str(source))
+        model = _model_of(state, name, fields)
         try:
             # assigned, not copied: the dtype of the file stays
-            load_strictly(model, from_official(model, official, str(source)), str(source), assign=True)
+            load_strictly(model, state, str(source), assign=True)
         except CheckpointMismatch as error:
             if error.misshapen and not (error.missing or error.unexpected or img_size):
                 raise CheckpointMismatch(
                     f"{error}; if it was made for another image size, give img_size", misshapen=error.misshapen
                 ) from error
             raise
+        if is_of_timm(model, official):
+            model.compute_as_timm()
         save_checkpoint(partial, model)
     return model
 
@@ -105,24 +119,18 @@ def convert_to_official(
     return model, [option for option in options if getattr(model.config, option) != getattr(published, option)]
 
 
-def _model_of(official: dict[str, Tensor], name: str, img_size: tuple[int, int] | None) -> FusibleBackbone:
+def _model_of(state: dict[str, Tensor], name: str, fields: dict[str, Any]) -> FusibleBackbone:
     """A model as these tensors need it."""
-    fields: dict[str, Any] = {} if img_size is None else {"img_size": img_size}
-    probe = _on_meta(name, fields)
 
-    def shape(ours: str) -> torch.Size | None:
-        theirs, view = probe.official_entry(ours)
-        tensor = official.get(theirs)
-        return None if tensor is None or tensor.ndim < 2 else view.read(tensor).shape
+    def shape(entry: str) -> torch.Size | None:
+        return state[entry].shape if entry in state and state[entry].ndim > 1 else None
 
     classifier, stem = shape("head.fc.weight"), shape("stem.proj.weight")
-    fields |= {"num_classes": 0 if classifier is None else classifier[0]}
+    fields = fields | {"num_classes": 0 if classifier is None else classifier[0]}
     if stem is not None:
         fields |= {"in_chans": stem[1]}
     if _takes_feature_norms(name):
-        dense = _on_meta(name, fields | {"feature_norms": True})
-        norms = [entry for entry in dense.state_dict() if entry.startswith("feature_norms.")]
-        fields |= {"feature_norms": any(dense.official_entry(entry).name in official for entry in norms)}
+        fields |= {"feature_norms": any(entry.startswith("feature_norms.") for entry in state)}
     model = create_model(name, **fields)
     assert isinstance(model, FusibleBackbone)
     return model.eval()

@@ -2,16 +2,17 @@
 
 import dataclasses
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal
 
+import torch
 from timm.layers import get_notrace_functions
 from torch import Tensor, fx, nn
 
-from visionmlp.errors import InvalidConfig
+from visionmlp.errors import CheckpointMismatch, InvalidConfig
 from visionmlp.heads.pooled import AveragePool, ClassifierHead, Unpooled
 from visionmlp.layers.affine import split_affine
-from visionmlp.layers.fusible import Fusible
+from visionmlp.layers.fusible import Fusible, reparameterize
 from visionmlp.models.config import BackboneConfig
 from visionmlp.models.image_sizes import ImageRule, InputSizes
 from visionmlp.models.levels import LevelledBackbone
@@ -235,6 +236,14 @@ class Backbone(LevelledBackbone):
         }
 
 
+def deploy_mismatch(label: str, name: str) -> CheckpointMismatch:
+    """What a training form answers to the state of its deploy form."""
+    return CheckpointMismatch(
+        f"{label} is a deploy form of {name}, whose branches and norms are merged for good; "
+        "give the checkpoint of its training form"
+    )
+
+
 class FusibleBackbone(Backbone, Fusible):
     """The training form of a family: its classifier takes the last norm in, its blocks fuse by themselves."""
 
@@ -281,6 +290,35 @@ class FusibleBackbone(Backbone, Fusible):
             theirs, view = self.official_entry(name)
             converted[theirs] = view.write(value).contiguous()
         return converted | self.official_constants()
+
+    def is_deploy_state(self, state: Collection[str]) -> bool:
+        """Whether a state dict has the names of this model's deploy form rather than its own, its classifier aside."""
+
+        def parts(names: Collection[str]) -> set[str]:
+            return {name for name in names if not name.startswith("head.fc.")}
+
+        if parts(state) == parts(self.state_dict()):
+            return False
+        with torch.device("meta"):
+            twin = type(self)(self.name, self.config)  # type: ignore[call-arg] (what a family's class is made of)
+            return parts(state) == parts(reparameterize(twin.eval()).state_dict())
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """As PyTorch does; loosely, it would load the state of a deploy form as one with gaps."""
+        if self.is_deploy_state([name.removeprefix(prefix) for name in state_dict if name.startswith(prefix)]):
+            raise deploy_mismatch("the state dict", self.name)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
 
     def fused(self) -> Backbone:
         """A plain Backbone of the same parts; an affine last norm moves into the classifier behind the average.

@@ -19,7 +19,7 @@ from visionmlp.layers.fusible import is_training_form, reparameterize
 from visionmlp.models.backbone import Backbone
 from visionmlp.models.metadata import CheckpointInfo, default_preprocessing, read_metadata
 from visionmlp.models.official import adapted, check_fit, counted, load_official, load_strictly, resize_tokens
-from visionmlp.models.registry import create_model, is_model, variant
+from visionmlp.models.registry import check_options, create_model, is_model, variant
 from visionmlp.models.timm_factory import for_channels
 from visionmlp.models.wrappers import plain_names, unwrapped
 
@@ -29,7 +29,9 @@ __all__ = [
     "is_ours",
     "load_checkpoint",
     "load_model",
+    "path_of",
     "read_info",
+    "require_trainable",
     "save_checkpoint",
 ]
 
@@ -183,28 +185,22 @@ def load_model(
 
     Raises:
         CheckpointError: for a file that cannot be used.
-        InvalidConfig: for a deploy form that is to change.
+        InvalidConfig: for a deploy form that is to change, or for an unknown field.
         UnknownModel: if it is neither file, folder nor model name.
     """
     if "features_only" in fields:
         raise InvalidConfig("features_only gives no classifier to load; use visionmlp.create_model")
-    path, name = Path(reference), str(reference)
-    # a model's name means the model, whatever lies beside it; ./name means the path
-    if not is_model(name) and (path.exists() or path.suffix or len(path.parts) > 1):
+    path, name = path_of(reference), str(reference)
+    if path is not None:
         if checkpoint is not None or pretrained:
             word = "pretrained" if pretrained else "checkpoint"
             raise InvalidConfig(f"{path} holds weights already; give {word} with a model name only")
-        if path.is_dir():
-            if not (path / "model.safetensors").is_file():
-                raise CheckpointError(
-                    f"{path} is no run folder with a finished evaluation: it has no model.safetensors"
-                )
-            path = path / "model.safetensors"
-        elif path.is_file() and path.suffix != ".safetensors":
+        if path.is_file() and path.suffix != ".safetensors":
             raise CheckpointError(
                 f"{path} does not say which model it holds; give the model's name and this file beside it"
             )
         return _changed(*load_checkpoint(path), fields)
+    check_options(variant(name), fields)
     if checkpoint is None:
         model = create_model(name, pretrained=pretrained, **fields).eval()
         info = CheckpointInfo(model=model.name, form="training", preprocessing=default_preprocessing(model))
@@ -224,8 +220,35 @@ def load_model(
     return _changed(model, info, {key: value for key, value in fields.items() if key == "num_classes"})
 
 
+def path_of(reference: str | os.PathLike[str]) -> Path | None:
+    """The checkpoint that a run folder or a path means; ``None`` for a model's name.
+
+    Raises:
+        CheckpointError: for a folder that holds none.
+    """
+    path = Path(reference)
+    # a model's name means the model, whatever lies beside it; ./name means the path
+    if is_model(str(reference)) or not (path.exists() or path.suffix or len(path.parts) > 1):
+        return None
+    if path.is_dir():
+        if not (path / "model.safetensors").is_file():
+            raise CheckpointError(f"{path} is no run folder with a finished evaluation: it has no model.safetensors")
+        path = path / "model.safetensors"
+    return path
+
+
+def require_trainable(reference: str | os.PathLike[str]) -> None:
+    """Raise CheckpointError if a checkpoint of ours or a run folder holds a deploy form; other files tell later."""
+    path = path_of(reference)
+    if path is not None and is_ours(path) and read_info(path).form == "deploy":
+        raise CheckpointError(
+            f"{path} is a deploy form, which cannot be trained; give the checkpoint of its training form"
+        )
+
+
 def _changed(model: Backbone, info: CheckpointInfo, fields: Mapping[str, Any]) -> tuple[Backbone, CheckpointInfo]:
     """A loaded model with other configuration: its weights, resized or with a fresh classifier where need be."""
+    check_options(variant(model.name), fields)
     others = {key: value for key, value in fields.items() if key != "num_classes"}
     if others:
         if info.form == "deploy":

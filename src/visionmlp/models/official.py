@@ -1,7 +1,6 @@
 """Reading and writing the authors' checkpoints: their files, wrappers and names; loading is strict."""
 
 import contextlib
-import logging
 import math
 import os
 import pickle
@@ -15,11 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from visionmlp.errors import CheckpointError, CheckpointMismatch
+from visionmlp.errors import CheckpointError, CheckpointMismatch, Note
 from visionmlp.files import whole_file
-from visionmlp.layers.fusible import reparameterize
 from visionmlp.layers.grid_mixer import GridMixer
-from visionmlp.models.backbone import Backbone, FusibleBackbone
+from visionmlp.models.backbone import Backbone, FusibleBackbone, deploy_mismatch
 from visionmlp.models.config import size_text
 from visionmlp.models.unpickling import RunsCode, Stranger, read_inert
 from visionmlp.models.weights import OFFICIAL_FILES, OfficialFile, family_prefix
@@ -28,9 +26,6 @@ from visionmlp.models.wrappers import find_weights, shared_prefix, unwrapped
 _LISTED = 6
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
-
-
-_logger = logging.getLogger(__name__)
 
 
 def load_official(
@@ -44,8 +39,8 @@ def load_official(
     """Load weights in the authors' format, timm's or ours into a training form, in place, strictly.
 
     Token matrices of another image size are resized by 4-D interpolation, and kernels for another number of input
-    channels repeated or summed, which is logged. A model with ``feature_norms`` also takes a classifier's weights, and
-    keeps its own norms. With the weights of timm's own model (ResMLP, MLP-Mixer) it computes what that one does.
+    channels summed or repeated, which a note says. A model with ``feature_norms`` also takes a classifier's weights,
+    and keeps its own norms. With the weights of timm's own model (ResMLP, MLP-Mixer) it computes what that one does.
 
     Args:
         model: from `create_model`, with the checkpoint's number of classes; ``reset_classifier`` comes afterwards. It
@@ -207,7 +202,7 @@ def from_official(model: FusibleBackbone, official: Mapping[str, Tensor], label:
 def adapted(model: Backbone, state: dict[str, Tensor], label: str) -> dict[str, Tensor]:
     """A state dict whose first kernels take the model's input channels: summed for one channel, else repeated.
 
-    As timm does it: the answer to a grey image, repeated over the channels, stays what it was. A line is logged.
+    As timm does it: the answer to a grey image, repeated over the channels, stays what it was. A note says so.
 
     Args:
         model: target, in training form.
@@ -220,7 +215,9 @@ def adapted(model: Backbone, state: dict[str, Tensor], label: str) -> dict[str, 
     count, channels = stem.shape[1], model.in_chans
     repeated = stem.repeat(1, math.ceil(channels / count), 1, 1)[:, :channels].double() * (count / channels)
     kernels = stem.double().sum(1, keepdim=True) if channels == 1 else repeated
-    _logger.warning("%s takes %d input channels; its first kernels were adapted to %d", label, count, channels)
+    warnings.warn(
+        f"{label} takes {count} input channels; its first kernels were adapted to {channels}", Note, stacklevel=2
+    )
     return {**state, "stem.proj.weight": kernels.to(stem.dtype)}
 
 
@@ -258,14 +255,8 @@ def load_strictly(model: Backbone, state: Mapping[str, Tensor], label: str, *, a
     try:
         check_fit(model.name, own, state, label)
     except CheckpointMismatch as error:
-        if is_deploy_state(model, state):
-            raise CheckpointMismatch(
-                f"{label} is a deploy form of {model.name}, whose branches and norms are merged for good; "
-                "give the checkpoint of its training form",
-                missing=error.missing,
-                unexpected=error.unexpected,
-                misshapen=error.misshapen,
-            ) from error
+        if isinstance(model, FusibleBackbone) and model.is_deploy_state(state):
+            raise deploy_mismatch(label, model.name) from error
         raise
     model.load_state_dict(dict(state), assign=assign)
 
@@ -306,15 +297,6 @@ def check_fit(name: str, own: Mapping[str, Tensor], state: Mapping[str, Tensor],
         unexpected=unexpected,
         misshapen=misshapen,
     )
-
-
-def is_deploy_state(model: Backbone, state: Mapping[str, Any]) -> bool:
-    """Whether a state dict has the names of a training form's deploy form rather than its own."""
-    if not isinstance(model, FusibleBackbone) or state.keys() == model.state_dict().keys():
-        return False
-    with torch.device("meta"):
-        deployed = reparameterize(type(model)(model.name, model.config).eval())  # type: ignore[call-arg]
-    return state.keys() == deployed.state_dict().keys()
 
 
 def _feature_norm_gaps(own: Mapping[str, Tensor]) -> tuple[set[str], set[str]]:

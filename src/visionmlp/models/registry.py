@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import difflib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol, cast
@@ -202,18 +202,23 @@ def _config(variant: Variant, fields: Mapping[str, Any]) -> BackboneConfig:
         UnknownOption: naming the nearest.
         InvalidConfig: for values that cannot be.
     """
-    known = [field.name for field in dataclasses.fields(variant.config)]
+    check_options(variant, fields)
     values = dict(fields)
-    for name in fields:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"it takes {', '.join(known)}"
-            raise UnknownOption(f"{variant.name} has no option {name!r}; {hint}")
     if isinstance(size := values.get("img_size"), int):
         values["img_size"] = (size, size)
     # sequences arrive as lists from YAML and JSON; the config is hashable
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     return dataclasses.replace(variant.config, **values)
+
+
+def check_options(variant: Variant, fields: Iterable[str]) -> None:
+    """Raise UnknownOption, naming the nearest, for what is no field of a variant's configuration."""
+    known = [field.name for field in dataclasses.fields(variant.config)]
+    for name in fields:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"it takes {', '.join(known)}"
+            raise UnknownOption(f"{variant.name} has no option {name!r}; {hint}")
 
 
 def list_models(family: str | None = None, *, test: bool = False) -> list[str]:

@@ -205,7 +205,7 @@ def _only(candidates: Sequence[_Candidate], label: str) -> _Candidate:
     prefixes = sorted(candidate.prefix or "no prefix" for candidate in candidates)
     raise CheckpointError(
         f"{label} holds the model's weights {len(candidates)} times, under {' and '.join(prefixes)}; "
-        f"choose with prefix={prefixes[-1]!r}"
+        f"choose with prefix={prefixes[-1]!r} (--checkpoint-prefix)"
     )
 
 

@@ -20,7 +20,12 @@ def load(options: ModelOptions) -> tuple[Backbone, CheckpointInfo]:
     Raises:
         VisionMLPError: see `visionmlp.models.checkpoint.load_model`.
     """
-    return load_model(options.model, checkpoint=options.checkpoint, pretrained=options.pretrained)
+    return load_model(
+        options.model,
+        checkpoint=options.checkpoint,
+        pretrained=options.pretrained,
+        prefix=options.checkpoint_prefix,
+    )
 
 
 def is_fresh(options: ModelOptions, info: CheckpointInfo) -> bool:

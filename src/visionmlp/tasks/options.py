@@ -38,6 +38,11 @@ class ModelOptions:
         None,
         metavar="FILE",
     )
+    checkpoint_prefix: str | None = option(
+        "what leads to the weights in a trainer's file, if it holds several: teacher, base_encoder, model_ema",
+        None,
+        metavar="PREFIX",
+    )
     pretrained: bool = option(
         "download the authors' weights for a model name, where they have an address; NAME.TAG chooses among several",
         False,

@@ -40,6 +40,9 @@ class ClassifyConfig(TrainingConfig):
         metadata=about("fields of the model's family, such as {'kernel_sizes': [1, 3]}", "model"),
     )
     checkpoint: Path | None = option(None, "weights to start from: ours or the authors' (.pth, .npz)", group="model")
+    checkpoint_prefix: str | None = option(
+        None, "what leads to the weights in a trainer's file, if it holds several: teacher, base_encoder", group="model"
+    )
     pretrained: bool = option(False, "start from the authors' weights, downloaded if need be", group="model")
     img_size: int | None = option(None, "side of the input in pixels, if not the model's own", group="model")
     drop_path_rate: float | None = option(None, "probability that training skips a residual branch", group="model")

@@ -25,11 +25,11 @@ from visionmlp.engine import RunFolder, fit
 from visionmlp.engine import evaluate as evaluate_task
 from visionmlp.engine.launch import launch, on_rank_zero
 from visionmlp.errors import InvalidConfig, require
-from visionmlp.layers.fusible import is_training_form
 from visionmlp.models.backbone import Backbone
 from visionmlp.models.checkpoint import (
     CheckpointInfo,
     load_model,
+    require_trainable,
     save_checkpoint,
 )
 from visionmlp.models.registry import is_model
@@ -173,6 +173,12 @@ def build_model(config: ClassifyConfig, num_classes: int) -> Backbone:
         VisionMLPError: for a model that cannot be built or loaded, or a deploy form.
     """
     fields = dict(config.model_args)
+    for name in ("reference", "checkpoint", "pretrained", "prefix"):
+        if name in fields:
+            raise InvalidConfig(f"{name} is no field of a model; remove it from model_args")
+    require_trainable(config.model)
+    if config.checkpoint is not None:
+        require_trainable(config.checkpoint)
     for name in ("img_size", "drop_path_rate"):
         if getattr(config, name) is not None:
             fields[name] = getattr(config, name)
@@ -184,7 +190,13 @@ def build_model(config: ClassifyConfig, num_classes: int) -> Backbone:
         torch.manual_seed(config.seed)
         # as in load_model: a model's name means the model, whatever lies beside it
         if not is_model(config.model) and Path(config.model).exists():
-            model, _ = load_model(config.model, checkpoint=config.checkpoint, pretrained=config.pretrained, **fields)
+            model, _ = load_model(
+                config.model,
+                checkpoint=config.checkpoint,
+                pretrained=config.pretrained,
+                prefix=config.checkpoint_prefix,
+                **fields,
+            )
             if model.num_classes != num_classes:
                 model.reset_classifier(num_classes)
         else:
@@ -192,11 +204,10 @@ def build_model(config: ClassifyConfig, num_classes: int) -> Backbone:
                 config.model,
                 checkpoint=config.checkpoint,
                 pretrained=config.pretrained,
+                prefix=config.checkpoint_prefix,
                 num_classes=num_classes,
                 **fields,
             )
-    if not is_training_form(model):
-        raise InvalidConfig(f"{config.model} is a deploy form, which cannot be trained; give its training checkpoint")
     if config.head_bias is not None:
         classifier = model.get_classifier()
         assert isinstance(classifier, nn.Linear)
