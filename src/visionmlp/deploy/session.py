@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from visionmlp.deploy.metadata import ExportMetadata
 from visionmlp.errors import CheckpointError, InvalidConfig, InvalidImageSize
 from visionmlp.models.backbone import Backbone
-from visionmlp.models.config import size_text
 from visionmlp.models.checkpoint import CheckpointInfo, default_preprocessing
+from visionmlp.models.config import size_text
 
 Call = Callable[[np.ndarray], np.ndarray]
 """(B, C, H, W) float32 to logits (B, classes) float32."""
