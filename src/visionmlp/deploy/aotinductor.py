@@ -3,6 +3,7 @@
 Loading one runs its code, and it runs on processors that have what the one had that it was compiled on.
 """
 
+import io
 import json
 import platform
 import tempfile
@@ -40,12 +41,13 @@ def compile_package(program: ExportedProgram, path: Path, text: Mapping[str, str
 
     Args:
         program: the graph; its products become oneDNN's, with packed weights.
-        path: ends in ``.pt2``.
+        path: the package.
         text: what the package says about itself, see `package_text`.
 
     Raises:
         InvalidConfig: without a C++ compiler.
         ExportError: if it cannot be compiled.
+        OSError: if it cannot be written.
     """
     check_compiler()
     settings = {
@@ -54,12 +56,15 @@ def compile_package(program: ExportedProgram, path: Path, text: Mapping[str, str
         "cpp.dynamic_threads": True,
         "aot_inductor.metadata": {_TEXT: json.dumps(dict(text)), _PROCESSOR: json.dumps(_processor())},
     }
+    # not into the file: on a full disk PyTorch's writer ends the process when it is destroyed
+    buffer = io.BytesIO()
     try:
         # its usual cache keeps code and weights for ever, under one name for all weights of an architecture
         with quiet(), torch.no_grad(), torch._inductor.utils.fresh_cache():
-            torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=settings)
+            torch._inductor.aoti_compile_and_package(program, package_path=buffer, inductor_configs=settings)
     except (CppCompileError, RuntimeError, AssertionError, OSError) as error:  # OSError: the disk is full
         raise ExportError(f"AOTInductor cannot compile this model: {first_line(error)}") from error
+    path.write_bytes(buffer.getbuffer())
 
 
 def is_package(path: Path) -> bool:

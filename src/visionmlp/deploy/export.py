@@ -204,14 +204,15 @@ class _Plan:
         images = [np.asarray(part, dtype=np.float32) for part in calibration]
         call = _opened(path, self.format)
         exact = np.concatenate([call(part) for part in images])
-        if self.format == "onnx":
-            quantize_onnx(path, path, images)
-        else:
-            graph = quantize_openvino(openvino_model(self._program(self._formed(model))), images)
-            del call
-            for file in (path, path.with_suffix(".bin")):
-                file.unlink()  # not overwritten: the runtime may still map it
-            save_openvino(graph, path, self._metadata(model))
+        with tempfile.TemporaryDirectory(prefix="float.", dir=path.parent, ignore_cleanup_errors=True) as folder:
+            # moved, not overwritten: the runtime may still map them
+            for file in [file for file in path.parent.iterdir() if file.is_file()]:
+                file.rename(Path(folder) / file.name)
+            if self.format == "onnx":
+                quantize_onnx(Path(folder) / path.name, path, images)
+            else:
+                graph = quantize_openvino(openvino_model(self._program(self._formed(model))), images)
+                save_openvino(graph, path, self._metadata(model))
         call = _opened(path, self.format)
         agreement = _agreement(exact, np.concatenate([call(part) for part in images]))
         if not agreement.correlation >= INT8_LIMIT:

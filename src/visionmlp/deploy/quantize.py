@@ -153,8 +153,9 @@ def quantize_onnx(source: Path, target: Path, images: Iterable[np.ndarray]) -> N
     (experts), which have a scale for each channel.
 
     Args:
-        source: ONNX file with one input (B, C, H, W), B fixed or dynamic.
-        target: ONNX file to write, over what is there; it keeps the source's metadata.
+        source: ONNX file with one input (B, C, H, W), B fixed or dynamic; its weights may lie beside it.
+        target: ONNX file to write, over what is there; it keeps the source's metadata, and has its weights where the
+            source has them.
         images: as for `quantize_openvino`.
 
     Raises:
@@ -163,13 +164,17 @@ def quantize_onnx(source: Path, target: Path, images: Iterable[np.ndarray]) -> N
     """
     onnx = require("onnx", extra="export")
     quantization = require("onnxruntime.quantization", extra="export")
-    (entry,) = onnx.load(source, load_external_data=False).graph.input
+    graph = onnx.load(source, load_external_data=False).graph
+    (entry,) = graph.input
+    beside = any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in graph.initializer)
     # 0 stands for a dimension without a number
     batch, *size = (side.dim_value or None for side in entry.type.tensor_type.shape.dim)
     calibration = _batches(images, batch or 1, tuple(size))
     with tempfile.TemporaryDirectory() as folder, _quiet():
         prepared = Path(folder) / "prepared.onnx"
-        quantization.shape_inference.quant_pre_process(source, prepared, skip_symbolic_shape=True)
+        quantization.shape_inference.quant_pre_process(
+            source, prepared, skip_symbolic_shape=True, save_as_external_data=beside, all_tensors_to_one_file=True
+        )
         graph = onnx.load(prepared, load_external_data=False).graph
         constants = {tensor.name: len(tensor.dims) for tensor in graph.initializer}
         images_axis = entry.type.tensor_type.shape.dim[0]
@@ -188,6 +193,7 @@ def quantize_onnx(source: Path, target: Path, images: Iterable[np.ndarray]) -> N
             weight_type=quantization.QuantType.QInt8,
             per_channel=True,
             reduce_range=True,
+            use_external_data_format=beside,
             nodes_to_exclude=[
                 node.name
                 for node in graph.node

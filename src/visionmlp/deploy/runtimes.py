@@ -7,6 +7,7 @@ import functools
 import json
 import logging
 import os
+import tempfile
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from visionmlp.deploy import aotinductor
 from visionmlp.deploy.graphs import ExportError, example_images, export_program, onnx_program, openvino_model
 from visionmlp.deploy.metadata import PROGRAM_ENTRY, RT_INFO_KEY, Dtype, ExportMetadata, metadata_of
 from visionmlp.deploy.session import Call, Session
+from visionmlp.deploy.writing import save_onnx
 from visionmlp.errors import CheckpointError, InvalidConfig, require
 from visionmlp.layers.fusible import reparameterize
 from visionmlp.models.backbone import Backbone
@@ -131,7 +133,7 @@ def _call_of(
     if runtime == "aotinductor":
         return _torch_call(aotinductor.compile_in_memory(program), threads)
     if runtime == "onnxruntime":
-        return _onnx_call(_onnx_session(_onnx_bytes(program), threads))
+        return _onnx_call(_onnx_session_of(onnx_program(program), threads))
     return _openvino_call(openvino_model(program), dtype, threads, streams)
 
 
@@ -145,28 +147,29 @@ def check_threads(threads: int | None) -> None:
 
 
 def _open_onnx(path: Path, threads: int | None) -> Session:
-    session = _onnx_session(path, threads)
+    session = _onnx_session(path, threads, lambda text: CheckpointError(f"ONNX Runtime cannot load {path}: {text}"))
     metadata = ExportMetadata.from_text(session.get_modelmeta().custom_metadata_map, path)
     return Session(metadata, _onnx_call(session))
 
 
-def _onnx_bytes(program: ExportedProgram) -> bytes:
-    return onnx_program(program).model_proto.SerializeToString()
+def _onnx_session_of(program: torch.onnx.ONNXProgram, threads: int | None) -> Any:
+    """By way of a file, since in memory a graph ends at 2 GiB."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        path = Path(folder) / "graph.onnx"
+        save_onnx(program, path)
+        return _onnx_session(
+            path, threads, lambda text: ExportError(f"ONNX Runtime cannot load the exported model: {text}")
+        )
 
 
-def _onnx_session(source: Path | bytes, threads: int | None) -> Any:
+def _onnx_session(path: Path, threads: int | None, reason: Callable[[str], Exception]) -> Any:
     runtime = require("onnxruntime", extra="export")
     options = runtime.SessionOptions()
     options.log_severity_level = 4
     if threads is not None:
         options.intra_op_num_threads = threads
-    reason: Callable[[str], Exception] = (
-        (lambda text: CheckpointError(f"ONNX Runtime cannot load {source}: {text}"))
-        if isinstance(source, Path)
-        else (lambda text: ExportError(f"ONNX Runtime cannot load the exported model: {text}"))
-    )
     with _explained(reason):
-        return runtime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        return runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
 def _onnx_call(session: Any) -> Call:

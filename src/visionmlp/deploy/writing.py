@@ -1,6 +1,7 @@
 """Exported files: how each format is written, and how the files of one model appear together or not at all."""
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -14,7 +15,7 @@ from torch.export import ExportedProgram
 
 from visionmlp.deploy.graphs import quiet
 from visionmlp.deploy.metadata import PROGRAM_ENTRY, RT_INFO_KEY, ExportMetadata
-from visionmlp.errors import require
+from visionmlp.errors import CheckpointError, require
 from visionmlp.files import OutputError, beside
 
 if TYPE_CHECKING:
@@ -48,15 +49,21 @@ def whole_output(output: Path, *, force: bool, suffix: str, companions: Sequence
                 _check_free(output.with_suffix(companion), force)
             with tempfile.TemporaryDirectory(prefix=f".{output.stem}.", dir=output.parent) as folder:
                 staged = Path(folder) / output.name
-                yield staged
+                try:
+                    yield staged
+                except CheckpointError as error:  # names the file that it was told to write
+                    raise OutputError(str(error).replace(str(staged), str(output))) from error
+                mode = partial.stat().st_mode  # as the user's umask has it; some writers keep others out
                 others = {path: output.with_name(path.name) for path in Path(folder).iterdir() if path != staged}
                 for target in others.values():
                     _check_free(target, force)
                 if others:
                     output.unlink(missing_ok=True)
                 for path, target in others.items():
+                    path.chmod(mode)
                     os.replace(path, target)
                     placed.append(target)
+                staged.chmod(mode)
                 os.replace(staged, partial)
     except BaseException:
         # without the file that describes them they are no model
@@ -79,10 +86,11 @@ def save_program(program: ExportedProgram, path: Path, metadata: ExportMetadata)
     path.write_bytes(buffer.getbuffer())
 
 
-def save_onnx(program: torch.onnx.ONNXProgram, path: Path, metadata: ExportMetadata) -> None:
-    """Write an ONNX graph with the metadata in its ``metadata_props``; weights over `ONE_FILE` go into ``.onnx.data``
-    beside it."""
-    program.model.metadata_props.update(metadata.to_text())
+def save_onnx(program: torch.onnx.ONNXProgram, path: Path, metadata: ExportMetadata | None = None) -> None:
+    """Write an ONNX graph with the metadata in its ``metadata_props``; weights over `ONE_FILE` lie beside it, in
+    ``.onnx.data``."""
+    if metadata is not None:
+        program.model.metadata_props.update(metadata.to_text())
     weights = [value.const_value for value in program.model.graph.initializers.values()]
     size = sum(weight.nbytes for weight in weights if weight is not None)
     program.save(path, external_data=size > ONE_FILE)
@@ -93,4 +101,7 @@ def save_openvino(model: "openvino.Model", path: Path, metadata: ExportMetadata)
     openvino = require("openvino", extra="openvino")
     for key, value in metadata.to_text().items():
         model.set_rt_info(value, [RT_INFO_KEY, key])
-    openvino.save_model(model, path, compress_to_fp16=metadata.dtype == "fp16")
+    try:
+        openvino.save_model(model, path, compress_to_fp16=metadata.dtype == "fp16")
+    except RuntimeError as error:  # its streams do not say more
+        raise OSError(errno.EIO, "OpenVINO cannot write its weights; is the disk full?") from error
