@@ -111,6 +111,36 @@ def export_program(model: nn.Module, images: Tensor, *, batch: Batch, sides: Sid
         raise ExportError(f"PyTorch cannot export this model: {first_line(error)}") from error
 
 
+def _plain_batch_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    variance: Tensor,
+    training: bool,
+    momentum: float,
+    eps: float,
+    *options: bool,
+) -> Tensor:
+    assert not training, momentum
+    scale = (variance + eps).rsqrt() * (1 if weight is None else weight)
+    shift = (0 if bias is None else bias) - mean * scale
+    shape = [1, -1] + [1] * (x.dim() - 2)
+    return x * scale.view(shape) + shift.view(shape)
+
+
+def _plain_addcmul(x: Tensor, a: Tensor, b: Tensor, *, value: float = 1) -> Tensor:
+    return x + value * (a * b)
+
+
+_PLAIN_OPERATORS = {
+    torch.ops.aten.batch_norm.default: _plain_batch_norm,
+    torch.ops.aten.addcmul.default: _plain_addcmul,
+}
+"""Of operators that PyTorch 2.6 cannot take to ONNX: the first for any model, the second where it broadcasts over a
+dynamic batch."""
+
+
 def onnx_program(program: ExportedProgram, *, opset: int | None = None) -> torch.onnx.ONNXProgram:
     """The graph in ONNX.
 
@@ -125,6 +155,8 @@ def onnx_program(program: ExportedProgram, *, opset: int | None = None) -> torch
     require("onnxscript", extra="export")
     try:
         with quiet(), torch.no_grad():
+            if torch.__version__ < (2, 7):
+                program = program.run_decompositions(_PLAIN_OPERATORS)
             result = torch.onnx.export(
                 program,
                 dynamo=True,
