@@ -8,8 +8,8 @@ import dataclasses
 import io
 import logging
 import warnings
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -120,7 +120,7 @@ def _plain_batch_norm(
     training: bool,
     momentum: float,
     eps: float,
-    *options: bool,
+    *_cudnn: bool,
 ) -> Tensor:
     assert not training, momentum
     scale = (variance + eps).rsqrt() * (1 if weight is None else weight)
@@ -133,7 +133,7 @@ def _plain_addcmul(x: Tensor, a: Tensor, b: Tensor, *, value: float = 1) -> Tens
     return x + value * (a * b)
 
 
-_PLAIN_OPERATORS = {
+_PLAIN_OPERATORS: dict[Any, Callable[..., Tensor]] = {
     torch.ops.aten.batch_norm.default: _plain_batch_norm,
     torch.ops.aten.addcmul.default: _plain_addcmul,
 }
@@ -155,7 +155,7 @@ def onnx_program(program: ExportedProgram, *, opset: int | None = None) -> torch
     require("onnxscript", extra="export")
     try:
         with quiet(), torch.no_grad():
-            if torch.__version__ < (2, 7):
+            if torch.__version__ < "2.7":
                 program = program.run_decompositions(_PLAIN_OPERATORS)
             result = torch.onnx.export(
                 program,
