@@ -1,5 +1,6 @@
 # make demo   train, deploy and export a small vision MLP on real images (about three minutes on two cores)
 # make test   all tests
+# make test-portable   the same as on a processor without AVX-512
 # make check  lint, types, import rules
 # make bench  speed of the deploy forms against the machine's own matrix product (about twelve minutes)
 # make setup  the environment alone; the others do it first
@@ -9,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: setup demo test check bench clean
+.PHONY: setup demo test test-portable check bench clean
 
 setup: $(STAMP)
 
@@ -29,7 +30,12 @@ demo: setup
 
 # one thread for each worker: two workers with two threads each would wait for each other
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup $(TESTS)
+
+# PyTorch's own kernels, oneDNN (also OpenVINO's) and MKL on Intel; ONNX Runtime's kernels have no switch.
+# make test-portable TESTS='tests/deploy tests/parity' runs a part
+test-portable:
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 $(MAKE) test
 
 check: setup
 	$(BIN)/ruff check .

@@ -35,7 +35,7 @@ def images_of(batch: int) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory) -> tuple[torch.nn.Module, ExportReport]:
     """A model and what was exported of it."""
-    model, info = load_model("hiremlp_test")
+    model, info = load_model("hiremlp_test", blocks=(2, 1))
     path = tmp_path_factory.mktemp("compiled") / "m.pt2"
     return model, export_model(model, info, path, format="aotinductor")
 
@@ -77,7 +77,7 @@ def test_code_runs_only_where_it_is_asked_for(package: Path) -> None:
 
 
 def test_a_program_is_no_machine_code(tmp_path) -> None:
-    export_model(*load_model("resmlp_test"), tmp_path / "m.pt2")
+    export_model(*load_model("resmlp_test", depth=1), tmp_path / "m.pt2")
     with pytest.raises(InvalidConfig, match="holds no machine code"):
         open_session(tmp_path / "m.pt2", runtime="aotinductor")
 
@@ -140,14 +140,14 @@ def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
 
     monkeypatch.setattr(aotinductor, "get_cpp_compiler", missing)
     with pytest.raises(InvalidConfig, match=r"install g\+\+ or clang\+\+, or use OpenVINO"):
-        export_model(*load_model("resmlp_test"), tmp_path / "m.pt2", format="aotinductor")
+        export_model(*load_model("resmlp_test", depth=1), tmp_path / "m.pt2", format="aotinductor")
     assert not list(tmp_path.iterdir())
     with pytest.raises(InvalidConfig, match="needs a C"):
         check_runtimes(("aotinductor",), ("float32",), torch.device("cpu"))
 
 
 def test_a_model_that_cannot_be_compiled(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
-    program = export_program(load_model("resmlp_test")[0], images_of(1), batch=1)
+    program = export_program(load_model("resmlp_test", depth=1)[0], images_of(1), batch=1)
     monkeypatch.setattr(
         torch._inductor, "aoti_compile_and_package", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("no\nmore"))
     )
@@ -165,7 +165,7 @@ def test_the_format_must_be_given(tmp_path) -> None:
 def test_models_in_memory(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(tempfile, "tempdir", None)
-    model, info = load_model("resmlp_test")
+    model, info = load_model("resmlp_test", depth=1)
     _randomise(model)
     with torch.no_grad():
         exact = model(images_of(3))

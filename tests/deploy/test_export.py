@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import visionmlp
+from tests.deploy.shallow import load_shallow
 from visionmlp.deploy import export as module
 from visionmlp.deploy import graphs
 from visionmlp.deploy.certificate import randomise, relative_error
@@ -30,7 +31,7 @@ SUFFIXES = {"deploy": (".pt2", ".xml", ".onnx"), "training": (".pt2", ".xml")}
 
 def trained(name: str):
     """A model whose weights are not fresh, with class names."""
-    model, info = load_model(name)
+    model, info = load_shallow(name)
     randomise(model, seed=3)
     return model, dataclasses.replace(info, class_names=[f"digit {i}" for i in range(10)], source="somewhere")
 
@@ -47,7 +48,7 @@ def error_of(model, session, images: torch.Tensor) -> float:
 @pytest.mark.parametrize("form", SUFFIXES)
 @pytest.mark.parametrize("name", visionmlp.list_models(test=True))
 def test_every_family_is_exported_loaded_and_equal(name: str, form, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, info = load_model(name)  # fresh: exported with random weights, which the model then has
+    model, info = load_shallow(name)  # fresh: exported with random weights, which the model then has
     real, made = module.export_program, []
 
     def export_once(*arguments, **options):
@@ -123,7 +124,7 @@ def test_a_checkpoint_holds_the_form(tmp_path) -> None:
 
 @pytest.mark.parametrize("suffix", [".onnx", ".xml", ".pt2"])
 def test_one_batch_size_serves_any_number_of_images(suffix: str, tmp_path) -> None:
-    model, info = load_model("resmlp_test")
+    model, info = load_shallow("resmlp_test", depth=1)
     report = export_model(model, info, tmp_path / f"m{suffix}", batch=3)
     assert [check.batch for check in report.checks] == [3]
     session = open_session(tmp_path / f"m{suffix}")
@@ -136,7 +137,7 @@ def test_one_batch_size_serves_any_number_of_images(suffix: str, tmp_path) -> No
     ("name", "suffix"), [("asmlp_test", ".pt2"), ("cyclemlp_test", ".onnx"), ("hiremlp_test", ".xml")]
 )
 def test_one_graph_for_many_sizes(name: str, suffix: str, tmp_path) -> None:
-    model, info = load_model(name)
+    model, info = load_shallow(name)
     report = export_model(model, info, tmp_path / f"m{suffix}", dynamic_size=True)
     sides = report.sides
     assert sides is not None
@@ -185,7 +186,7 @@ def test_dynamic_size_is_refused_where_the_graph_depends_on_it(name: str, why: s
 def test_lower_precision_is_what_it_says(suffix: str, dtype, low: float, high: float, tmp_path) -> None:
     sizes = {}
     for each in ("float32", dtype):
-        model, info = load_model("mlpmixer_test", channel_dim=4000)  # weights that outweigh the graph
+        model, info = load_shallow("mlpmixer_test", depth=1, channel_dim=4000)  # weights that outweigh the graph
         report = export_model(model, info, tmp_path / f"{each}{suffix}", dtype=each)
         sizes[each] = report.files[-1].stat().st_size
     assert all(low < check.error < check.limit < high for check in report.checks)
@@ -193,7 +194,7 @@ def test_lower_precision_is_what_it_says(suffix: str, dtype, low: float, high: f
 
 
 def test_openvino_computes_in_the_dtype_of_the_file(tmp_path) -> None:
-    model, info = load_model("mlpmixer_test")
+    model, info = load_shallow("mlpmixer_test", depth=1)
     for dtype in ("float32", "bf16"):
         export_model(model, info, tmp_path / f"{dtype}.xml", dtype=dtype)
     images = images_of(4)
@@ -282,7 +283,7 @@ def test_a_model_that_rounds_more_has_a_wider_limit_in_float32(tmp_path, monkeyp
 
     monkeypatch.setattr(module, "_opened", rounds_otherwise)
     monkeypatch.setattr(module, "LIMIT", 1e-9)
-    model, info = load_model("resmlp_test")
+    model, info = load_shallow("resmlp_test", depth=1)
     checks = export_model(model, info, tmp_path / "m.pt2").checks
     assert all(1e-9 < check.error <= check.limit < 1e-5 for check in checks)
     monkeypatch.setattr(module, "FLOAT32_CEILING", 1e-9)
@@ -291,7 +292,7 @@ def test_a_model_that_rounds_more_has_a_wider_limit_in_float32(tmp_path, monkeyp
 
 
 def test_fresh_weights_are_randomised_so_that_the_check_can_fail(tmp_path) -> None:
-    model, info = load_model("mlpmixer_test")
+    model, info = load_shallow("mlpmixer_test", depth=1)
     assert not model.get_classifier().weight.any()
     report = export_model(model, info, tmp_path / "m.pt2", batch=2)
     assert open_session(tmp_path / "m.pt2")(images_of(2).numpy()).std() > 0.1
@@ -299,7 +300,7 @@ def test_fresh_weights_are_randomised_so_that_the_check_can_fail(tmp_path) -> No
 
 
 def test_what_a_runtime_cannot_run_is_not_kept(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
-    other, _ = load_model("resmlp_test", img_size=64)
+    other, _ = load_shallow("resmlp_test", depth=1, img_size=64)
     program = graphs.export_program(other, images_of(1, (64, 64)), batch=1)
     monkeypatch.setattr(module, "export_program", lambda *_arguments, **_options: program)
     for suffix, runtime in ((".onnx", "ONNX Runtime"), (".xml", "OpenVINO")):
@@ -312,7 +313,7 @@ def test_what_a_runtime_cannot_run_is_not_kept(tmp_path, monkeypatch: pytest.Mon
 
 
 def test_openvinos_two_files_appear_together(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, info = load_model("resmlp_test")
+    model, info = load_shallow("resmlp_test", depth=1)
     export_model(model, info, tmp_path / "m.xml")
     assert {path.name for path in tmp_path.iterdir()} == {"m.xml", "m.bin"}
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
@@ -362,7 +363,7 @@ def test_the_format_is_that_of_the_suffix(tmp_path) -> None:
 @pytest.mark.parametrize("opset", [3, -1, 99])
 def test_an_opset_that_cannot_be_had_is_refused(opset: int, tmp_path) -> None:
     with pytest.raises(ExportError, match=f"cannot export to opset {opset}, it gives"):
-        export_model(*load_model("resmlp_test"), tmp_path / "m.onnx", batch=1, opset=opset)
+        export_model(*load_shallow("resmlp_test", depth=1), tmp_path / "m.onnx", batch=1, opset=opset)
     assert not list(tmp_path.iterdir())
 
 

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 import visionmlp
+from tests.deploy.shallow import load_shallow
 from tests.randomise import randomise
 from visionmlp.deploy.graphs import export_program, onnx_program
 from visionmlp.deploy.quantize import MINIMUM_IMAGES, calibration_images, quantize_onnx, quantize_openvino
@@ -34,7 +35,7 @@ SIMULATED = {"LP_TRANSFORMS_MODE": "NO"}
 
 
 def deployed(name: str) -> torch.nn.Module:
-    return visionmlp.reparameterize(randomise(visionmlp.create_model(name)).eval())
+    return visionmlp.reparameterize(randomise(load_shallow(name)[0]))
 
 
 def openvino_model(model: torch.nn.Module, batch: int = -1) -> openvino.Model:

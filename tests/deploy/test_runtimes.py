@@ -32,14 +32,14 @@ def files(tmp_path_factory) -> Path:
     """One model in every format."""
     folder = tmp_path_factory.mktemp("exported")
     for suffix in (".onnx", ".xml", ".pt2"):
-        export_model(*load_model("resmlp_test"), folder / f"m{suffix}")
+        export_model(*load_model("resmlp_test", depth=1), folder / f"m{suffix}")
     return folder
 
 
 @pytest.fixture
 def model():
     """The model in the files."""
-    model, _ = load_model("resmlp_test")
+    model, _ = load_model("resmlp_test", depth=1)
     _randomise(model)  # as export_model does with fresh weights
     return model
 
@@ -123,7 +123,7 @@ def test_more_than_255_items_of_one_expert_are_counted(runtime) -> None:
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
 def test_a_model_in_a_runtime_without_a_file(runtime, model) -> None:
-    _, info = load_model("resmlp_test")
+    _, info = load_model("resmlp_test", depth=1)
     session = session_of_model(model.bfloat16(), info, runtime=runtime, threads=1)
     assert (session.metadata.form, session.metadata.batch) == ("deploy", "dynamic")
     assert {value.dtype for value in model.parameters()} == {torch.bfloat16}
@@ -133,7 +133,7 @@ def test_a_model_in_a_runtime_without_a_file(runtime, model) -> None:
 
 
 def test_metadata_is_the_same_as_text() -> None:
-    model, info = load_model("resmlp_test")
+    model, info = load_model("resmlp_test", depth=1)
     info = dataclasses.replace(info, class_names=[str(i) for i in range(10)])
     for batch, sides in (("dynamic", None), (3, Sides(step=32, least=64))):
         metadata = metadata_of(model, info, dtype="bf16", batch=batch, sides=sides, form="deploy")
@@ -236,7 +236,7 @@ def test_what_cannot_run_it_is_refused(files: Path, tmp_path, monkeypatch: pytes
 
 def test_openvino_graphs_keep_the_sizes_that_are_known():
     pytest.importorskip("openvino")
-    model = visionmlp.create_model("resmlp_test").eval()
+    model = visionmlp.create_model("resmlp_test", depth=1).eval()
     images = torch.randn(5, 3, 32, 32)
     fixed = openvino_model(export_program(model, images, batch=5))
     assert list(fixed.input(0).get_shape()) == [5, 3, 32, 32]

@@ -24,7 +24,7 @@ from visionmlp.files import OutputError
 from visionmlp.models.checkpoint import load_model, save_checkpoint
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-MODEL, INFO = load_model("resmlp_test")
+MODEL, INFO = load_model("resmlp_test", depth=1)
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ def test_files_come_together_and_as_the_users_mask_has_them(tmp_path) -> None:
 
 def test_large_weights_of_onnx_lie_beside_it(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writing, "ONE_FILE", 1000)
-    model, info = load_model("mlpmixer_test")
+    model, info = load_model("mlpmixer_test", depth=1)
     report = export_model(model, info, tmp_path / "m.onnx")
     assert report.files == [tmp_path / "m.onnx", tmp_path / "m.onnx.data"]
     assert {path.name for path in tmp_path.iterdir()} == {"m.onnx", "m.onnx.data"}

@@ -54,6 +54,9 @@ RUNS = {
 }
 # Hire-MLP base without damping is chaotic: an input changed by 1e-15 changes its logits by 7e-9
 CHAOTIC = {"hiremlp/base": 1e-6}
+# one worker has all tests of a file, one after the other, and makes its weights once
+GROUPS = {file: pytest.mark.xdist_group(file) for file in MODELS}
+FILES = [pytest.param(file, marks=group) for file, group in GROUPS.items()]
 CASES = [
     pytest.param(
         file,
@@ -61,7 +64,7 @@ CASES = [
         dtype,
         CHAOTIC.get(file, bound) if prefix == "" else bound,
         id=f"{file}-{prefix or 'plain_'}{str(dtype)[-7:]}",
-        marks=pytest.mark.xdist_group(file),
+        marks=GROUPS[file],
     )
     for file in MODELS
     for prefix, dtype, bound in RUNS[file.split("/")[0]]
@@ -78,7 +81,7 @@ def test_every_golden_file_is_a_test():
         }
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=2)
 def filled(file: str, dotted: bool, part: str = "state") -> dict[str, torch.Tensor]:
     record = json.loads((GOLDEN / f"{file}.json").read_text())[part]
     return {
@@ -136,16 +139,18 @@ def test_matches_the_authors_code(file, prefix, dtype, bound):
     golden = np.load(GOLDEN / f"{file}.npz")
     training = loaded(file, prefix, dtype)
     x = torch.from_numpy(image((2, 3, *training.config.img_size))).to(dtype)
-    for model in (training, visionmlp.reparameterize(training)):
-        check_outputs(model, x, golden, prefix, bound)
+    features = check_outputs(training, x, golden, prefix, bound)
+    check_outputs(visionmlp.reparameterize(training), x, golden, prefix, bound)
     if f"{prefix}tokens" in golden:
         # with a classifier the last affine is folded into it; a feature extractor keeps its norm
-        check_tokens(training, x, golden, prefix, bound)
+        check_tokens(training, features, golden, prefix, bound)
         training.reset_classifier(0)
-        check_tokens(visionmlp.reparameterize(training), x, golden, prefix, bound)
+        deployed = visionmlp.reparameterize(training)
+        check_tokens(deployed, deployed.forward_features(x), golden, prefix, bound)
 
 
 def check_outputs(model, x, golden, prefix, bound):
+    """Logits and levels; returns the last map."""
     last, levels = model.forward_intermediates(x)
     check(model.forward_head(last), golden[f"{prefix}logits"], bound)
     if f"{prefix}feat0" in golden:
@@ -153,6 +158,7 @@ def check_outputs(model, x, golden, prefix, bound):
             steps = [max(1, size // parts) for size, parts in zip(level.shape[1:], (16, 4, 4), strict=True)]
             assert tuple(level.shape) == tuple(golden[f"feat{i}_shape"])
             check(level[:, :: steps[0], :: steps[1], :: steps[2]], golden[f"{prefix}feat{i}"], bound)
+    return last
 
 
 SIZES = [
@@ -165,7 +171,7 @@ SIZES = [
 DENSE = [(file, size) for file in ("asmlp/tiny", "hiremlp/tiny", "cyclemlp/b1") for size in ((224, 224), (250, 190))]
 
 
-@pytest.mark.parametrize(("file", "size"), SIZES)
+@pytest.mark.parametrize(("file", "size"), [pytest.param(*case, marks=GROUPS[case[0]]) for case in SIZES])
 @torch.no_grad()
 def test_other_sizes_match_the_authors_code(file, size):
     expected = np.load(GOLDEN / f"{file}.npz")[f"logits_{size[0]}x{size[1]}"]
@@ -185,7 +191,7 @@ def test_every_other_size_is_a_test():
     assert found == {(file, f"{height}x{width}") for file, (height, width) in SIZES}
 
 
-@pytest.mark.parametrize(("file", "size"), DENSE)
+@pytest.mark.parametrize(("file", "size"), [pytest.param(*case, marks=GROUPS[case[0]]) for case in DENSE])
 @torch.no_grad()
 def test_dense_features_match_the_authors_code(file, size):
     """The authors' dense-prediction backbones: their classification weights and one more norm for each level."""
@@ -206,7 +212,7 @@ def test_dense_features_match_the_authors_code(file, size):
             check(level[:, :: steps[0], :: steps[1], :: steps[2]], golden[f"dense_feat{i}{suffix}"], 1e-9)
 
 
-@pytest.mark.parametrize("file", MODELS)
+@pytest.mark.parametrize("file", FILES)
 def test_our_weights_go_back_to_the_authors_format(file):
     """Names, shapes, order in memory and constant buffers: what their own code would load strictly."""
     theirs = official_state(file, "")
@@ -220,8 +226,7 @@ def test_our_weights_go_back_to_the_authors_format(file):
         assert torch.equal(back[name], value), name
 
 
-def check_tokens(model, x, golden, prefix, bound):
-    features = model.forward_features(x)
+def check_tokens(model, features, golden, prefix, bound):
     tokens = features.flatten(1, 2)
     _, count, dim = tokens.shape
     check(tokens[:, :: max(1, count // 14), :: max(1, dim // 16)], golden[f"{prefix}tokens"], bound)
@@ -229,7 +234,7 @@ def check_tokens(model, x, golden, prefix, bound):
 
 
 @torch.no_grad()
-@pytest.mark.xdist_group("repmlpnet/T224")
+@GROUPS["repmlpnet/T224"]
 def test_injected_matrices_match_the_authors_conversion():
     golden = np.load(GOLDEN / "repmlpnet/T224.npz")
     model = loaded("repmlpnet/T224", "", torch.float64)
