@@ -32,7 +32,8 @@ def images(model):
 
 def restored(model, folder, **options):
     """Saved as timm saves it, and built again."""
-    save_for_hf(model, str(folder), model_args=json.loads(json.dumps(model.factory_args())))
+    arguments = json.loads(json.dumps(model.factory_args()))
+    save_for_hf(model, str(folder), model_args=arguments, safe_serialization="both")
     return timm.create_model(f"local-dir:{folder}", pretrained=True, **options).eval()
 
 

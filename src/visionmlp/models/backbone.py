@@ -336,7 +336,7 @@ class FusibleBackbone(Backbone, Fusible):
             config=self.config,
             layout=self.layout,
             stem=self.stem,
-            stages=list(self._stages()),
+            stages=self._stages(),
             dims=self.dims,
             norm=norm,
             head=head,

@@ -1,7 +1,7 @@
 """The feature levels of a backbone, as timm's wrappers ask for them."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, cast
 
 from timm.models import FeatureDictNet
@@ -139,7 +139,7 @@ class LevelledBackbone(nn.Module, ABC):
         last_stage, last_block = self.feature_points[max(take)]
         beyond = last_stage + 1 < len(self.stages)
         self.stages = self.stages[: last_stage + 1].train(self.training)
-        *_, last = self._stages()
+        last = self._stages()[-1]
         last.blocks = last.blocks[: last_block + 1].train(self.training)
         self.feature_norms = self.feature_norms[: last_stage + 1].train(self.training)
         self.is_pruned = self.is_pruned or prune_norm or max(take) + 1 < len(self.feature_points)
@@ -174,13 +174,14 @@ class LevelledBackbone(nn.Module, ABC):
             return self.feature_norms[stage]
         return self.norm if norm and stage == len(self.stages) - 1 else nn.Identity()
 
-    def _stages(self) -> Iterator[Stage]:
-        yield from cast("Iterator[Stage]", iter(self.stages))
+    def _stages(self) -> list[Stage]:
+        return cast("list[Stage]", list(self.stages))
 
-    def _blocks(self) -> Iterator[tuple[tuple[int, int], nn.Module, Stage]]:
-        for i, stage in enumerate(self._stages()):
-            for j, block in enumerate(stage.blocks):
-                yield (i, j), block, stage
+    def _blocks(self) -> list[tuple[tuple[int, int], nn.Module, Stage]]:
+        # a list: compilers cannot leave a generator early
+        return [
+            ((i, j), block, stage) for i, stage in enumerate(self._stages()) for j, block in enumerate(stage.blocks)
+        ]
 
 
 class ChainedBackbone(nn.Module):
