@@ -117,16 +117,14 @@ def _plain_batch_norm(
     bias: Tensor | None,
     mean: Tensor,
     variance: Tensor,
-    training: bool,
     momentum: float,
     eps: float,
-    *options: bool,
-) -> Tensor:
-    assert not training, momentum
+) -> tuple[Tensor, Tensor, Tensor]:
+    del momentum
     scale = (variance + eps).rsqrt() * (1 if weight is None else weight)
     shift = (0 if bias is None else bias) - mean * scale
     shape = [1, -1] + [1] * (x.dim() - 2)
-    return x * scale.view(shape) + shift.view(shape)
+    return x * scale.view(shape) + shift.view(shape), x.new_empty(0), x.new_empty(0)
 
 
 def _plain_addcmul(x: Tensor, a: Tensor, b: Tensor, *, value: float = 1) -> Tensor:
@@ -134,7 +132,7 @@ def _plain_addcmul(x: Tensor, a: Tensor, b: Tensor, *, value: float = 1) -> Tens
 
 
 _PLAIN_OPERATORS = {
-    torch.ops.aten.batch_norm.default: _plain_batch_norm,
+    torch.ops.aten._native_batch_norm_legit_no_training.default: _plain_batch_norm,
     torch.ops.aten.addcmul.default: _plain_addcmul,
 }
 """Of operators that PyTorch 2.6 cannot take to ONNX: the first for any model, the second where it broadcasts over a
