@@ -44,10 +44,13 @@ def on_files(files: Files, config: MkDocsConfig) -> None:
     pages = {page: (ROOT / name).read_text() for name, page in PROJECT.items()}
     pages["examples/index.md"] = _examples_overview()
     pages |= {f"examples/{file.stem}.md": _example(file) for file in EXAMPLES}
-    pages["api/index.md"] = "\n\n".join(["# Public names", *map(_names_of, _public_names())])
+    names = (_directive(f"visionmlp.{name}", heading_level=2) for name in _public_names())
+    pages["api/index.md"] = "\n\n".join(["# Public names", *names])
     for room in ROOMS:
         for module in _modules(room):
-            pages[_api_page(module)] = f"---\ntitle: {_short(module)}\n---\n\n::: {module}\n    options:\n      heading_level: 1\n"
+            pages[_api_page(module)] = (
+                f"---\ntitle: {_short(module)}\n---\n\n::: {module}\n    options:\n      heading_level: 1\n"
+            )
     for page, text in pages.items():
         files.append(File.generated(config, page, content=text))
 
@@ -88,7 +91,9 @@ def _page_of(path: str, files: Files) -> str | None:
 
 def _examples_overview() -> str:
     rows = [f"| [{file.name}]({file.name}) | {_docstring(file).splitlines()[0]} |" for file in EXAMPLES]
-    return "\n".join(["# Examples", "", "Each is one file, and each is run by the tests.", "", "| | |", "|---|---|", *rows])
+    return "\n".join(
+        ["# Examples", "", "Each is one file, and each is run by the tests.", "", "| | |", "|---|---|", *rows]
+    )
 
 
 def _example(file: Path) -> str:
@@ -109,8 +114,11 @@ def _public_names() -> list[str]:
     raise ValueError("visionmlp has no __all__")
 
 
-def _names_of(name: str) -> str:
-    return f"::: visionmlp.{name}\n    options:\n      heading_level: 2\n      show_root_full_path: false"
+def _directive(name: str, *, heading_level: int) -> str:
+    """What mkdocstrings fills in."""
+    full_path = str(heading_level == 1).lower()
+    options = f"    options:\n      heading_level: {heading_level}\n      show_root_full_path: {full_path}"
+    return f"::: {name}\n{options}"
 
 
 def _modules(room: str) -> list[str]:

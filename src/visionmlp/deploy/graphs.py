@@ -131,11 +131,16 @@ def _plain_addcmul(x: Tensor, a: Tensor, b: Tensor, *, value: float = 1) -> Tens
     return x + value * (a * b)
 
 
+def _plain_baddbmm(x: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+    return beta * x + alpha * torch.bmm(a, b)
+
+
 _PLAIN_OPERATORS = {
     torch.ops.aten._native_batch_norm_legit_no_training.default: _plain_batch_norm,
     torch.ops.aten.addcmul.default: _plain_addcmul,
+    torch.ops.aten.baddbmm.default: _plain_baddbmm,
 }
-"""Of operators that PyTorch 2.6 cannot take to ONNX: the first for any model, the second where it broadcasts over a
+"""For operators that PyTorch 2.6 cannot take to ONNX: the first in any model, the others where they broadcast over a
 dynamic batch."""
 
 
