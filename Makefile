@@ -3,14 +3,16 @@
 # make test-portable   the same as on a processor without AVX-512
 # make check  lint, types, import rules
 # make bench  speed of the deploy forms against the machine's own matrix product (about twelve minutes)
+# make docs   the documentation as a site, in site/
 # make setup  the environment alone; the others do it first
+# make test-floor, make test-newest   all tests on the lowest versions that pyproject.toml allows, and on the newest
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: setup demo test test-portable check bench clean
+.PHONY: setup demo test test-portable test-floor test-newest check docs bench clean
 
 setup: $(STAMP)
 
@@ -37,11 +39,36 @@ test: setup
 test-portable:
 	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 $(MAKE) test
 
+# each in an environment of its own: .venv-floor with Python 3.10 where there is one, .venv-newest with PYTHON
+FLOOR_PYTHON ?= $(shell PYENV_VERSION=3.10 python3.10 -c 'import sys; print(sys.executable)' 2>/dev/null || echo $(PYTHON))
+PYTHON_floor = $(FLOOR_PYTHON)
+PYTHON_newest = $(PYTHON)
+# the lowest versions that have wheels for this Python: older ones would have to be built
+RESOLUTION_floor := --resolution lowest-direct --only-binary :all:
+RESOLUTION_newest := --resolution highest
+
+test-floor test-newest: test-%: .venv-%/.ready
+	OMP_NUM_THREADS=1 .venv-$*/bin/python -m pytest --numprocesses 2 --dist loadgroup
+
+.venv-floor/.ready .venv-newest/.ready: .venv-%/.ready: pyproject.toml
+	rm -rf .venv-$*
+	$(PYTHON_$*) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check uv
+	.venv-$*/bin/uv pip compile --quiet --python .venv-$*/bin/python $(RESOLUTION_$*) --extra dev --no-annotate \
+		--output-file .venv-$*/requirements.txt pyproject.toml
+	VIRTUAL_ENV=$(CURDIR)/.venv-$* .venv-$*/bin/uv pip install --quiet --compile-bytecode -r .venv-$*/requirements.txt
+	VIRTUAL_ENV=$(CURDIR)/.venv-$* .venv-$*/bin/uv pip install --quiet --no-build-isolation --no-deps -e .
+	touch $@
+
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+# a warning, such as a link to nothing, is an error
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # make bench OPTIONS='--csv bench.csv' passes more options on
 bench: setup
@@ -50,4 +77,4 @@ bench: setup
 		$(shell { command -v c++ || command -v g++ || command -v clang++; } >/dev/null && echo aotinductor) $(OPTIONS)
 
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) .venv-floor .venv-newest build dist site

@@ -13,7 +13,7 @@ from visionmlp.report.family_pages import draw_influence, field_documentation, f
 ROOT = Path(__file__).parents[1]
 FAMILIES = ROOT / "docs" / "families"
 PREFIXES = [name.removesuffix("_test") for name in visionmlp.list_models(test=True)]
-PAGES = [*sorted(ROOT.glob("docs/**/*.md")), ROOT / "README.md", ROOT / "ARCHITECTURE.md", ROOT / "CONTRIBUTING.md"]
+PAGES = [*sorted(ROOT.glob("docs/**/*.md")), *sorted(ROOT.glob("*.md"))]
 
 
 @pytest.mark.parametrize("prefix", PREFIXES)
@@ -30,13 +30,20 @@ def test_links_exist(page):
             assert (page.parent / link).exists(), link
 
 
-@pytest.mark.parametrize("page", [*(f"families/{prefix}.md" for prefix in PREFIXES), "timm.md"])
+@pytest.mark.parametrize("page", [*(f"families/{prefix}.md" for prefix in PREFIXES), "timm.md", "tasks/classify.md"])
 def test_python_on_the_page_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
     assert blocks
     for block in blocks:
         exec(compile(block, page, "exec"), {})
+
+
+def test_every_page_is_in_the_site():
+    site = (ROOT / "mkdocs.yml").read_text()
+    listed = re.findall(r"^ +- (?:[^:\n]+: )?([\w/]+\.md)$", site, re.MULTILINE)
+    made = {page.relative_to(ROOT / "docs").as_posix() for page in ROOT.glob("docs/**/*.md")}
+    assert sorted(listed) == sorted(made | {"index.md"})
 
 
 def test_pages_and_parts_must_agree():

@@ -117,27 +117,30 @@ def _plain_batch_norm(
     bias: Tensor | None,
     mean: Tensor,
     variance: Tensor,
-    training: bool,
     momentum: float,
     eps: float,
-    *_cudnn: bool,
-) -> Tensor:
-    assert not training, momentum
+) -> tuple[Tensor, Tensor, Tensor]:
+    del momentum
     scale = (variance + eps).rsqrt() * (1 if weight is None else weight)
     shift = (0 if bias is None else bias) - mean * scale
     shape = [1, -1] + [1] * (x.dim() - 2)
-    return x * scale.view(shape) + shift.view(shape)
+    return x * scale.view(shape) + shift.view(shape), x.new_empty(0), x.new_empty(0)
 
 
 def _plain_addcmul(x: Tensor, a: Tensor, b: Tensor, *, value: float = 1) -> Tensor:
     return x + value * (a * b)
 
 
-_PLAIN_OPERATORS: dict[Any, Callable[..., Tensor]] = {
-    torch.ops.aten.batch_norm.default: _plain_batch_norm,
+def _plain_baddbmm(x: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+    return beta * x + alpha * torch.bmm(a, b)
+
+
+_PLAIN_OPERATORS: dict[Any, Callable[..., Any]] = {
+    torch.ops.aten._native_batch_norm_legit_no_training.default: _plain_batch_norm,
     torch.ops.aten.addcmul.default: _plain_addcmul,
+    torch.ops.aten.baddbmm.default: _plain_baddbmm,
 }
-"""Of operators that PyTorch 2.6 cannot take to ONNX: the first for any model, the second where it broadcasts over a
+"""For operators that PyTorch 2.6 cannot take to ONNX: the first in any model, the others where they broadcast over a
 dynamic batch."""
 
 
