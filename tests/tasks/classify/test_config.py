@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from visionmlp.errors import InvalidConfig, UnknownModel
+from visionmlp.errors import CheckpointError, InvalidConfig, UnknownModel
 from visionmlp.layers.fusible import reparameterize
 from visionmlp.models.checkpoint import save_checkpoint
 from visionmlp.models.registry import variant
@@ -105,7 +105,7 @@ def test_fine_tuning_from_a_checkpoint_resets_the_classifier(tmp_path: Path) -> 
         assert model.num_classes == 4
         assert torch.equal(model.stem.proj.weight, source.stem.proj.weight)  # type: ignore[union-attr,arg-type]
     save_checkpoint(tmp_path / "deploy.safetensors", reparameterize(source))  # type: ignore[arg-type]
-    with pytest.raises(InvalidConfig, match="is a deploy form, which cannot be trained"):
+    with pytest.raises(CheckpointError, match="is a deploy form, which cannot be trained"):
         build_model(config_for(model=str(tmp_path / "deploy.safetensors")), 7)
 
 
