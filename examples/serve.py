@@ -17,7 +17,8 @@ from pathlib import Path
 
 import visionmlp
 from visionmlp.deploy.export import export_model
-from visionmlp.deploy.runtimes import SessionModel, open_session
+from visionmlp.deploy.runtimes import open_session
+from visionmlp.deploy.session import SessionModel
 from visionmlp.tasks.classify.predict import Prediction, predict
 
 LARGEST = 32 * 1024 * 1024
