@@ -20,9 +20,11 @@ import visionmlp
 from visionmlp.layers.fusible import linear
 from visionmlp.layers.locality import LocalityBranches, LocalMixer, check_kernel_sizes
 from visionmlp.layers.patch_embed import PatchEmbed
-from visionmlp.models.backbone import BackboneConfig, FusibleBackbone, Stage, init_linear
+from visionmlp.models.backbone import FusibleBackbone
+from visionmlp.models.config import BackboneConfig
 from visionmlp.models.official_layout import OfficialEntry
 from visionmlp.models.registry import IMAGENET, Published, Variant, register_family
+from visionmlp.models.stage import Stage, init_linear
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,6 +52,11 @@ class GMLPConfig(BackboneConfig):
     def grid(self) -> tuple[int, int]:
         """Patches (rows, columns)."""
         return self.img_size[0] // self.patch_size, self.img_size[1] // self.patch_size
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Pixels between neighbouring positions."""
+        return (self.patch_size,)
 
 
 class DeployedGate(nn.Module):
@@ -122,7 +129,6 @@ class GMLP(FusibleBackbone):
             stem=PatchEmbed(config.in_chans, config.dim, config.patch_size, layout="BHWC"),
             stages=[Stage([GMLPBlock(config) for _ in range(config.depth)])],
             dims=[config.dim],
-            strides=[config.patch_size],
             norm=nn.LayerNorm(config.dim),
         )
         self.apply(init_linear)
