@@ -137,7 +137,12 @@ grey, colour = saved(Image.fromarray(GREY8)), saved(COLOUR_IMAGE)
 PAIRS: dict[str, tuple[Write, Write, int]] = {
     "16-bit PNG": (saved(Image.fromarray(WIDE)), grey, 0),
     "8 bits shifted in a 16-bit PNG": (saved(Image.fromarray(GREY8.astype(np.uint16) << 8)), grey, 0),
-    "16-bit PGM": (saved(Image.fromarray(WIDE), "PPM"), grey, 0),
+    "16-bit PGM": (lambda path: path.write_bytes(b"P5 28 20 65535\n" + WIDE.astype(">u2").tobytes()), grey, 0),
+    "nearly black 16-bit PGM": (
+        lambda path: path.write_bytes(b"P5 28 20 65535\n" + (WIDE % 200).astype(">u2").tobytes()),
+        saved(Image.new("L", SIZE[::-1])),
+        0,
+    ),
     "16-bit JPEG 2000": (saved(Image.fromarray(WIDE), "JPEG2000"), grey, 0),
     "16-bit TIFF": (tiff(WIDE), grey, 0),
     "16-bit TIFF, big-endian": (tiff(WIDE, big_endian=True), grey, 0),
@@ -181,7 +186,7 @@ PAIRS: dict[str, tuple[Write, Write, int]] = {
     ),
     "transparent colour": (png(HIDDEN, bits=8, colour=COLOUR, transparent=(0, 255, 77)), saved(with_hole(NET)), 0),
     "transparent 16-bit colour": (
-        png(HIDDEN.astype(int) * 257, bits=16, colour=COLOUR, transparent=(0, 65535, 77 * 257)),
+        png(HIDDEN.astype(int) << 8, bits=16, colour=COLOUR, transparent=(0, 255 << 8, 77 << 8)),
         saved(with_hole(NET)),
         0,
     ),
@@ -248,7 +253,7 @@ PAIRS: dict[str, tuple[Write, Write, int]] = {
     ),
     "CMYK TIFF": (saved(COLOUR_IMAGE.convert("CMYK"), "TIFF"), colour, 0),
     "LAB TIFF": (saved(lab(SOFT), "TIFF"), saved(SOFT), 4),
-    "YCbCr TIFF": (saved(COLOUR_IMAGE.convert("YCbCr"), "TIFF"), colour, 4),
+    "YCbCr TIFF": (saved(COLOUR_IMAGE.convert("YCbCr"), "TIFF", compression="tiff_lzw"), colour, 4),
 }
 
 

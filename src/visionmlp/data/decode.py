@@ -88,9 +88,6 @@ def _decoded(image: Image.Image, mode: Literal["L", "RGB"], exif_orientation: bo
     image.load()
     turn = _TURNS.get(_orientation(image)) if exif_orientation else None
     flat = _opaque(_eight_bits(image))
-    if flat.mode not in (mode, "1", "L"):
-        # palettes become grey by way of their colours, or the rounding is another than of RGB images
-        flat = flat.convert("RGB")
     flat = flat if flat.mode == mode else flat.convert(mode)
     return flat if turn is None else flat.transpose(turn)
 
