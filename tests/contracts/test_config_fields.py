@@ -60,6 +60,7 @@ OTHERS: dict[str, dict[str, object]] = {
         "channel_dim": 24,
         "kernel_sizes": (3,),
         "proj_drop_rate": 0.5,
+        "gelu": "erf",
     },
     "asmlp_test": {
         "patch_size": 2,
