@@ -13,6 +13,9 @@ from visionmlp.deploy.certificate import randomise
 from visionmlp.deploy.runtimes import open_session
 from visionmlp.models.checkpoint import load_model, save_checkpoint
 
+# one worker makes the files
+pytestmark = pytest.mark.xdist_group("cli_export")
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:

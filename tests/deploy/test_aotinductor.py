@@ -28,6 +28,10 @@ except InvalidConfig:
     pytest.skip("no C++ compiler", allow_module_level=True)
 
 
+# one worker makes the package, and asks once what the compiler can do
+pytestmark = pytest.mark.xdist_group("aotinductor")
+
+
 def images_of(batch: int) -> torch.Tensor:
     return torch.randn(batch, 3, 32, 32, generator=torch.Generator().manual_seed(2))
 

@@ -26,6 +26,9 @@ from visionmlp.layers.fusible import reparameterize
 from visionmlp.layers.moe import assign_places
 from visionmlp.models.checkpoint import load_model
 
+# one worker makes the files
+pytestmark = pytest.mark.xdist_group("runtimes")
+
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> Path:
