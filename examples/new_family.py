@@ -49,6 +49,11 @@ class GMLPConfig(BackboneConfig):
         self.require_multiple(self.patch_size)
 
     @property
+    def strides(self) -> tuple[int, ...]:
+        """Pixels between neighbouring positions."""
+        return (self.patch_size,)
+
+    @property
     def grid(self) -> tuple[int, int]:
         """Patches (rows, columns)."""
         return self.img_size[0] // self.patch_size, self.img_size[1] // self.patch_size

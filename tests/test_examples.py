@@ -99,12 +99,13 @@ def post(port, data):
         return json.load(answer)
 
 
-@pytest.fixture
-def new_family(monkeypatch):
-    """The module, whose models are gone again when the test ends."""
-    monkeypatch.setattr(registry, "_VARIANTS", dict(registry._VARIANTS))
-    yield importlib.import_module("examples.new_family")
-    del sys.modules["examples.new_family"]
+@pytest.fixture(scope="module")
+def new_family():
+    """The module, whose models are gone again when the tests of this file end."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "_VARIANTS", dict(registry._VARIANTS))
+        yield importlib.import_module("examples.new_family")
+        del sys.modules["examples.new_family"]
 
 
 def test_new_family(new_family, capsys):
