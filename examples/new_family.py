@@ -58,11 +58,6 @@ class GMLPConfig(BackboneConfig):
         """Patches (rows, columns)."""
         return self.img_size[0] // self.patch_size, self.img_size[1] // self.patch_size
 
-    @property
-    def strides(self) -> tuple[int, ...]:
-        """Pixels between neighbouring positions."""
-        return (self.patch_size,)
-
 
 class DeployedGate(nn.Module):
     """``u * fc(norm(v))`` of the two halves of the channels; ``fc`` mixes positions. Layout (B, H, W, C)."""
