@@ -156,7 +156,7 @@ class Runners:
         if module not in self._compiled:
             # all models share the code of Backbone.forward; past the limit a graph would silently run uncompiled,
             # which fullgraph turns into an error
-            torch._dynamo.config.recompile_limit = 256
+            torch._dynamo.config.cache_size_limit = 256  # by its older name, which newer ones keep
             self._compiled[module] = torch.compile(module, dynamic=False, fullgraph=True)
         return self._compiled[module]
 
