@@ -238,10 +238,10 @@ def path_of(reference: str | os.PathLike[str]) -> Path | None:
 
 
 def require_trainable(reference: str | os.PathLike[str]) -> None:
-    """Raise CheckpointError if a checkpoint of ours or a run folder holds a deploy form; other files tell later."""
+    """Raise InvalidConfig if a checkpoint of ours or a run folder holds a deploy form; other files tell later."""
     path = path_of(reference)
     if path is not None and is_ours(path) and read_info(path).form == "deploy":
-        raise CheckpointError(
+        raise InvalidConfig(
             f"{path} is a deploy form, which cannot be trained; give the checkpoint of its training form"
         )
 

@@ -8,6 +8,13 @@ from typing import Any, Literal
 from visionmlp.models.backbone import Backbone
 from visionmlp.models.registry import variant
 
+_LARGEST = 1 << 24
+"""Of all sizes and counts in a configuration; building a larger model would take hours before it failed."""
+
+
+_INTERPOLATIONS = ["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"]
+"""timm's names."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckpointInfo:
@@ -54,6 +61,9 @@ def read_metadata(text: str, source: str, *, tensors: int) -> tuple[CheckpointIn
     known = {field.name for field in dataclasses.fields(variant(name).config)}
     _require(config.keys() <= known, "config")
     _require(metadata.get("form") in ("training", "deploy"), "form")
+    for key, value in config.items():
+        sizes = value if isinstance(value, list) else [value]
+        _require(all(size <= _LARGEST for size in sizes if isinstance(size, int)), key)
     depths = config.get("blocks", config.get("depth", 1))
     depths = depths if isinstance(depths, list) else [depths]
     _require(all(isinstance(depth, int) for depth in depths) and sum(depths) <= tensors, "blocks or depth")
@@ -83,7 +93,9 @@ def _is_preprocessing(key: str, value: Any) -> bool:
         return isinstance(value, list) and all(_is_number(item) for item in value) and (key == "mean" or all(value))
     if key == "crop_pct":
         return _is_number(value) and 0 < value <= 10
-    return key != "interpolation" or isinstance(value, str)
+    if key == "exif_orientation":
+        return isinstance(value, bool)
+    return key != "interpolation" or value in _INTERPOLATIONS
 
 
 def _is_number(value: Any) -> bool:

@@ -251,14 +251,14 @@ def load_strictly(model: Backbone, state: Mapping[str, Tensor], label: str, *, a
     if model.feature_norms and absent in _feature_norm_gaps(own):
         # a classifier starts a dense model, or a dense model has no classifier: what is absent keeps its values
         state = {**{name: own[name] for name in absent}, **state}
-    state = counted(state, own)
+    whole = counted(state, own)
     try:
-        check_fit(model.name, own, state, label)
+        check_fit(model.name, own, whole, label)
     except CheckpointMismatch as error:
         if isinstance(model, FusibleBackbone) and model.is_deploy_state(state):
             raise deploy_mismatch(label, model.name) from error
         raise
-    model.load_state_dict(dict(state), assign=assign)
+    model.load_state_dict(whole, assign=assign)
 
 
 def counted(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -308,6 +308,8 @@ def _feature_norm_gaps(own: Mapping[str, Tensor]) -> tuple[set[str], set[str]]:
 
 
 def _read(path: Path) -> Mapping[str, Any]:
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder; give its model.safetensors, or another file of weights")
     if not path.is_file():
         raise CheckpointError(f"no checkpoint file {path}")
     try:

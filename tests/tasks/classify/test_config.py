@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from visionmlp.errors import CheckpointError, InvalidConfig, UnknownModel
+from visionmlp.errors import CheckpointError, InvalidConfig, UnknownModel, VisionMLPError
 from visionmlp.layers.fusible import reparameterize
-from visionmlp.models.checkpoint import save_checkpoint
-from visionmlp.models.registry import variant
+from visionmlp.models.checkpoint import load_model, save_checkpoint
+from visionmlp.models.registry import create_model, variant
 from visionmlp.recipes import RECIPES, ClassifyConfig
 from visionmlp.recipes.published import repmlpnet_cifar100, resmlp_cifar100
 from visionmlp.tasks.classify.run import build_model
@@ -159,3 +160,67 @@ def test_a_classifier_refuses_norms_that_it_would_not_use(tmp_path):
     )
     with pytest.raises(InvalidConfig, match="does not use feature_norms"):
         build_model(config, 10)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"pretrained": True},
+        {"checkpoint": "x.pth"},
+        {"name": "resmlp_s12"},
+        {"reference": "x"},
+        {"prefix": "x"},
+        {"features_only": True},
+        {"out_indices": [0]},
+        {"pretrained_cfg_overlay": {}},
+        {"checkpoint_path": "x"},
+        {"cache_dir": "x"},
+        {"form": "deploy"},
+        {"device": "cuda"},
+        {"num_classes": 3},
+        {"deph": 3},
+        {"depth": "many"},
+        {"depth": {"a": 1}},
+        {"depth": 1.5},
+        {"kernel_sizes": 3},
+        {"kernel_sizes": [[3]]},
+        {"drop_rate": "nan"},
+        {"": 1},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("start", ["name", "file"])
+def test_model_args_that_cannot_be_are_one_line(arguments, start, tmp_path):
+    save_checkpoint(tmp_path / "m.safetensors", create_model("resmlp_test"))
+    model = "resmlp_test" if start == "name" else str(tmp_path / "m.safetensors")
+    with pytest.raises(VisionMLPError) as error:
+        build_model(config_for(model=model, model_args=arguments), 4)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["resmlp_test", "mlpmixer_test"])
+def test_no_run_starts_from_a_deploy_form(name, tmp_path):
+    """Whatever names it, and whatever else would be changed."""
+    deployed = reparameterize(create_model(name).eval())
+    (tmp_path / "old").mkdir()
+    file = tmp_path / "old" / "model.safetensors"
+    save_checkpoint(file, deployed)
+    save_file(deployed.state_dict(), tmp_path / "raw.safetensors")
+    for options in (
+        {"model": str(file)},
+        {"model": str(file.parent)},
+        {"model": str(file), "drop_path_rate": 0.1},
+        {"model": name, "checkpoint": file},
+        {"model": name, "checkpoint": file, "img_size": 64},
+        {"model": name, "checkpoint": file.parent},
+        {"model": name, "checkpoint": tmp_path / "raw.safetensors"},
+    ):
+        for classes in (10, 3):
+            with pytest.raises(VisionMLPError, match=r"is a deploy form.*training form") as error:
+                build_model(config_for(**options), classes)
+            assert "\n" not in str(error.value)
+    file.unlink()
+    with pytest.raises(CheckpointError, match=r"old is no run folder"):
+        build_model(config_for(model=name, checkpoint=file.parent), 10)
+    with pytest.raises(CheckpointError, match=r"old is a folder; give its model\.safetensors"):
+        load_model(name, checkpoint=file.parent)
