@@ -243,6 +243,20 @@ def test_read_only_output_folder(fails: Fails, read_only: Path) -> None:
         assert "ermission denied" in line or "ot a directory" in line
 
 
+def test_paths_that_are_not_utf8_are_refused_before_the_work(
+    fails: Fails, checkpoint: Path, images: Path, tmp_path
+) -> None:
+    odd = tmp_path / os.fsdecode(b"\xff")
+    shutil.copy(checkpoint, tmp_path / os.fsdecode(b"\xff.safetensors"))
+    for words in (
+        train(images, odd),
+        ["deploy", checkpoint, "--output", odd.with_suffix(".safetensors")],
+        ["eval", odd.with_suffix(".safetensors"), "--data", images],
+    ):
+        assert "is not UTF-8" in fails(*words)
+    assert not odd.exists() or not any(odd.iterdir())
+
+
 def test_run_folder_that_exists_already(fails: Fails, images: Path, tmp_path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()

@@ -29,6 +29,7 @@ def beside(path: Path, *, force: bool, suffix: str = "") -> Iterator[Path]:
         OutputError: naming the output and the reason.
     """
     path = Path(path)
+    require_utf8(path, OutputError)
     if path.is_dir():
         raise OutputError(f"{path} is a folder; give a file")
     if suffix and path.suffix != suffix:
@@ -59,6 +60,7 @@ def whole_file(path: Path, error: type[VisionMLPError] = CheckpointError) -> Ite
         path: the file; it may exist.
         error: what to raise if it cannot be written.
     """
+    require_utf8(path, error)
     partial = path.with_name(f".{path.name}.partial")
     try:
         partial.touch()
@@ -74,6 +76,12 @@ def whole_file(path: Path, error: type[VisionMLPError] = CheckpointError) -> Ite
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+def require_utf8(path: Path, error: type[VisionMLPError]) -> None:
+    """Refuse a path that safetensors and the runtimes cannot open, before any work is done for it."""
+    if (printed := os.fsencode(path).decode(errors="replace")) != str(path):
+        raise error(f"the path {printed} is not UTF-8, which checkpoints need; rename the folder or file")
 
 
 def write_beside(path: Path, content: bytes) -> None:

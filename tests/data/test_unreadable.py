@@ -66,6 +66,7 @@ FILES: dict[str, tuple[Write, str]] = {
     "cut AVIF": (content(cut_avif()), "."),
     "cut WebP": (content(encoded("WEBP")[:300]), "."),
     "missing": (lambda _: None, "no such file"),
+    "PostScript": (content(encoded("EPS")), "PostScript program, which is not run"),
     "FITS": (content(fits()), "FITS does not say which value is white"),
     "negative integers": (tiff(RAMP.astype(np.int32) - 1), "from -1: negative"),
     "negative 16-bit integers": (tiff(RAMP.astype(np.int16) - 1), "from -1: negative"),

@@ -25,6 +25,12 @@ def pixels(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path).convert("RGB")).astype(int)
 
 
+@pytest.mark.filterwarnings("error")
+def test_names_that_the_font_lacks_are_no_warning(tmp_path: Path) -> None:
+    drawn = curves_of(TRAINING, EVALUATION, tmp_path / "a.png", metric="top1", title="\u6b63\u7b54\u7387")
+    assert pixels(drawn).size
+
+
 def test_learning_curves_follow_the_rows(tmp_path: Path) -> None:
     full = pixels(learning_curves(TRAINING, EVALUATION, tmp_path / "a.png"))
     assert full.shape[1] > full.shape[0] > 300

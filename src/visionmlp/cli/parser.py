@@ -120,6 +120,8 @@ def usage_error(error: Exception, parser: ArgumentParser) -> UsageError:
         return UsageError(f"{', '.join(spelled.get(key, key) for key in match[1].split(', '))} must be given")
     if match := re.match(r'Parser key "(\w+)"(?: element \d+)?: (.*)', text):
         key, reason = match.groups()
+        if "surrogates not allowed" in reason:
+            reason = "the path is not UTF-8, which run folders and checkpoints need; rename the folder or file"
         action = next(action for action in parser._actions if action.dest == key)
         value = re.search(r"(?:Got value|Given value|given value): ?(.*)$", reason)
         return UsageError(

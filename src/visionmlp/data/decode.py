@@ -58,6 +58,8 @@ def decode(
                 image = _decoded(file, mode, exif_orientation)
             else:
                 with Image.open(file) as opened:
+                    if opened.format == "EPS":  # whatever its suffix; Pillow would hand it to Ghostscript
+                        raise UnreadableImage("a PostScript program, which is not run; save it as PNG")
                     image = _decoded(opened, mode, exif_orientation)
         except Exception as error:  # OSError, SyntaxError, ValueError, struct.error, MemoryError, ... on broken files
             raise UnreadableImage(reason(error)) from error

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from visionmlp.errors import CheckpointError, CheckpointMismatch, InvalidConfig, UnknownModel, VisionMLPError
-from visionmlp.files import whole_file
+from visionmlp.files import require_utf8, whole_file
 from visionmlp.layers.fusible import is_training_form, reparameterize
 from visionmlp.models.backbone import Backbone
 from visionmlp.models.metadata import CheckpointInfo, default_preprocessing, read_metadata
@@ -142,6 +142,7 @@ def _opened(path: Path) -> Iterator[tuple[str | None, list[str], Any]]:
     """The metadata and the names in a safetensors file, and the file itself."""
     if not path.is_file():
         raise CheckpointError(f"no checkpoint file {path}")
+    require_utf8(path, CheckpointError)
     try:
         with safe_open(path, framework="pt") as archive:
             yield (archive.metadata() or {}).get(_METADATA_KEY), list(archive.keys()), archive

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from visionmlp.errors import CheckpointError, CheckpointMismatch, Note
-from visionmlp.files import whole_file
+from visionmlp.files import require_utf8, whole_file
 from visionmlp.layers.grid_mixer import GridMixer
 from visionmlp.models.backbone import Backbone, FusibleBackbone, deploy_mismatch
 from visionmlp.models.config import size_text
@@ -312,6 +312,8 @@ def _read(path: Path) -> Mapping[str, Any]:
         raise CheckpointError(f"{path} is a folder; give its model.safetensors, or another file of weights")
     if not path.is_file():
         raise CheckpointError(f"no checkpoint file {path}")
+    if path.suffix == ".safetensors":
+        require_utf8(path, CheckpointError)
     try:
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as archive:

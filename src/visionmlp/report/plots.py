@@ -5,6 +5,7 @@ vision: Okabe and Ito's blue and vermilion for lines, one hue by lightness for c
 """
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -266,6 +267,8 @@ def save(figure: "Figure", path: Path, *, metadata: Mapping[str, str] | None = N
     Raises:
         RunFolderError: if it cannot be written.
     """
-    with whole_file(path, RunFolderError) as partial:
+    with whole_file(path, RunFolderError) as partial, warnings.catch_warnings():
+        # names in scripts that matplotlib's font lacks are boxes here, and whole on the page
+        warnings.filterwarnings("ignore", message=r"Glyph .* missing from font", category=UserWarning)
         figure.savefig(partial, format="png", facecolor="white", metadata=dict(metadata or {}))
     return path

@@ -106,7 +106,7 @@ def test_fine_tuning_from_a_checkpoint_resets_the_classifier(tmp_path: Path) -> 
         assert model.num_classes == 4
         assert torch.equal(model.stem.proj.weight, source.stem.proj.weight)  # type: ignore[union-attr,arg-type]
     save_checkpoint(tmp_path / "deploy.safetensors", reparameterize(source))  # type: ignore[arg-type]
-    with pytest.raises(CheckpointError, match="is a deploy form, which cannot be trained"):
+    with pytest.raises(InvalidConfig, match="is a deploy form, which cannot be trained"):
         build_model(config_for(model=str(tmp_path / "deploy.safetensors")), 7)
 
 
