@@ -82,6 +82,26 @@ def learning_curves(training: Rows, evaluation: Rows, path: Path, *, metric: str
         return save(figure, path)
 
 
+def column_curves(rows: Rows, titles: Mapping[str, str], path: Path) -> Path:
+    """Columns of a table over steps, side by side.
+
+    Args:
+        rows: with ``step`` and the columns.
+        titles: of the columns, by name.
+        path: PNG file to write.
+
+    Raises:
+        MissingExtra: if matplotlib is not installed.
+        RunFolderError: if the file cannot be written.
+    """
+    with style():
+        figure = new_figure(9.6, 2.9)
+        for axes, (name, title) in zip(np.atleast_1d(figure.subplots(1, len(titles))), titles.items(), strict=True):
+            axes.plot(*curve(rows, name), color=BLUE)
+            axes.set(title=title, xlabel="step", ylim=(0, None))
+        return save(figure, path)
+
+
 def router_curves(rows: Rows, path: Path) -> Path:
     """How routers of experts chose while training: load of each expert, overflow, entropy, balance loss.
 
