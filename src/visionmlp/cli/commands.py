@@ -1,6 +1,7 @@
 """All commands, in the order of the help."""
 
 from visionmlp.cli.bench import BENCH
+from visionmlp.cli.compare import COMPARE
 from visionmlp.cli.convert import CONVERT
 from visionmlp.cli.demo import DEMO
 from visionmlp.cli.deploy import DEPLOY
@@ -15,6 +16,7 @@ COMMANDS = {
     "train": TRAIN,
     "eval": EVAL,
     "predict": PREDICT,
+    "compare": COMPARE,
     "convert": CONVERT,
     "deploy": DEPLOY,
     "export": EXPORT,

@@ -22,6 +22,16 @@ class ModelsOptions:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class CompareOptions:
+    """Options of ``compare``."""
+
+    runs: tuple[str, ...] = option("run folders, two to twelve", metavar="RUN", positional=True)
+    output: Path = option("page to write", Path("comparison.html"), metavar="FILE.html")
+    metric: str | None = option("column of metrics.csv; default: the first that all runs have", None, metavar="NAME")
+    force: bool = option("overwrite the page if it exists", False)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ConvertOptions:
     """Options of ``convert``."""
 

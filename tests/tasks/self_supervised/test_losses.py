@@ -126,7 +126,7 @@ def test_the_teacher_is_not_trained_drops_nothing_and_follows() -> None:
     assert not task.teacher.training
     assert all(not parameter.requires_grad for parameter in task.teacher.parameters())
     before = {name: value.clone() for name, value in task.teacher.state_dict().items()}
-    size = network.backbone.img_size
+    size = network.backbone.config.img_size
     views = tuple(random(4, 3, *size, seed=view) for view in range(3))
     batch: Any = SimpleNamespace(views=views, labels=torch.zeros(4))
     network.train()
@@ -176,7 +176,7 @@ def test_a_collapsed_epoch_is_said(scale: float, said: str) -> None:
     with torch.no_grad():
         task.teacher.head.prototypes.weight.normal_()
     task.teacher.head.forward = lambda x: scale * random(len(x), CLASSES)  # type: ignore[method-assign]
-    batch: Any = SimpleNamespace(views=(random(4, 3, *network.backbone.img_size),) * 2, labels=torch.zeros(4))
+    batch: Any = SimpleNamespace(views=(random(4, 3, *network.backbone.config.img_size),) * 2, labels=torch.zeros(4))
     for step in range(1, 5):
         task.training_loss(network, batch)
         task.centre.zero_()

@@ -1,7 +1,5 @@
 """Options of ``eval`` that judge the features of a backbone."""
 
-# ruff: noqa: RUF009 (`option` returns a dataclass field)
-
 import dataclasses
 from typing import Literal
 
