@@ -47,7 +47,8 @@ def write_comparison(folders: Sequence[Path], output: Path, *, metric: str | Non
     Args:
         folders: two to twelve run folders.
         output: HTML file.
-        metric: column of ``metrics.csv``, of which the largest is the best, or the least loss; default: the first that all runs have.
+        metric: column of ``metrics.csv``, of which the largest is the best, or of loss the least; default: the
+            first that all runs have.
         force: replace ``output`` if it exists.
 
     Raises:
