@@ -113,9 +113,7 @@ def _batches(options: ProtocolOptions, source: ImageSource, preprocessing: Prepr
 def _dataset(options: ProtocolOptions) -> tuple[str, Path | None]:
     """The dataset of the options, or that of the run that the model lies in."""
     if options.split != "validation":
-        raise InvalidConfig(
-            "nearest neighbours and linear classifiers are asked about the validation images; leave out --split"
-        )
+        raise InvalidConfig("the protocols ask about the validation images; leave out --split")
     if options.data is not None:
         return options.data, options.data_root
     reference = Path(options.model)
