@@ -1,6 +1,7 @@
 """All commands, in the order of the help."""
 
 from visionmlp.cli.bench import BENCH
+from visionmlp.cli.check_data import CHECK_DATA
 from visionmlp.cli.compare import COMPARE
 from visionmlp.cli.convert import CONVERT
 from visionmlp.cli.demo import DEMO
@@ -17,6 +18,7 @@ COMMANDS = {
     "eval": EVAL,
     "predict": PREDICT,
     "compare": COMPARE,
+    "check-data": CHECK_DATA,
     "convert": CONVERT,
     "deploy": DEPLOY,
     "export": EXPORT,

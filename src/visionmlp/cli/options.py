@@ -22,6 +22,16 @@ class ModelsOptions:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckDataOptions:
+    """Options of ``check-data``."""
+
+    data: str = option("dataset: a folder, or a name as in train --data", metavar="DATA", positional=True)
+    data_root: Path | None = option("where a named dataset lies", None, metavar="FOLDER")
+    num_workers: int = option("processes that read", 0)
+    json: bool = option("JSON with every name, instead of a report", False)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class CompareOptions:
     """Options of ``compare``."""
 

@@ -125,6 +125,23 @@ def _open(data: str, root: Path | None, split: str, download: bool) -> LabelledI
     raise DataError(f"{folder} is no folder and {data!r} no dataset name; there are {_KNOWN}")
 
 
+def open_splits(data: str, *, root: Path | None = None) -> dict[str, LabelledImages]:
+    """Every part of a dataset by name, each with its own numbering of classes: training, evaluation, and ``test``.
+
+    A folder without split folders is one part, ``images``. Of a dataset by name, training and evaluation are opened.
+
+    Raises:
+        DataError: for what is missing or empty.
+    """
+    folder = (root or Path()) / data
+    if not folder.is_dir():
+        return {split: _open(data, root, split, download=False) for split in ("train", "validation")}
+    names = [name for name in (*TRAIN_NAMES, *EVALUATION_NAMES) if (folder / name).is_dir()]
+    if not names:
+        return {"images": FolderSource(folder)}
+    return {name: FolderSource(folder / name) for name in names}
+
+
 def _split_folder(folder: Path, split: str) -> Path:
     names = split_names(split)
     for name in names:
