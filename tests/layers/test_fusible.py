@@ -268,7 +268,7 @@ def test_no_form_stays_in_memory(name):
         deployed = visionmlp.reparameterize(training)
         forms.append(weakref.ref(deployed))
         with torch.no_grad():
-            deployed(torch.zeros(1, 3, *deployed.img_size))
+            deployed(torch.zeros(1, 3, *training.config.img_size))
         del training, deployed
         assert all(form() is None for form in forms)
     finally:
