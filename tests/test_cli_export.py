@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,6 +44,12 @@ def said(capsys: pytest.CaptureFixture[str], *words: object) -> object:
     return json.loads(capsys.readouterr().out)
 
 
+def answers(capsys, *words: object) -> list[Any]:
+    """The lines of a command that answers image by image."""
+    assert main([str(word) for word in [*words, "--json"]]) == 0
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
 def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
     """The one line of a command that fails."""
     capsys.readouterr()
@@ -65,8 +72,8 @@ SERVED = [
 
 @pytest.mark.parametrize(("file", "options"), SERVED)
 def test_predictions_are_those_of_the_checkpoint(file: str, options, folder: Path, capsys) -> None:
-    expected = said(capsys, "predict", folder / "model.safetensors", folder / "images")
-    given = said(capsys, "predict", folder / file, folder / "images", *options)
+    expected = answers(capsys, "predict", folder / "model.safetensors", folder / "images")
+    given = answers(capsys, "predict", folder / file, folder / "images", *options)
     assert len(given) == len(expected) == 12
     for one, other in zip(given, expected, strict=True):
         assert one["image"] == other["image"]

@@ -250,7 +250,7 @@ def test_tracing_sees_every_operation(model, form):
 
 @pytest.mark.parametrize("form", ["training", "deploy"])
 def test_compiles_without_graph_breaks(model, form):
-    """``torch.compile(fullgraph=True)``, forward and backward; aot_eager captures what inductor would."""
+    """``torch.compile(fullgraph=True)``, the training form backward too; aot_eager captures what inductor would."""
     if form == "deploy":
         model = visionmlp.reparameterize(model)
     torch._dynamo.reset()
@@ -258,6 +258,8 @@ def test_compiles_without_graph_breaks(model, form):
     x = image()
     with torch.no_grad():
         torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-4)
+    if form == "deploy":
+        return
     model.train()
     compiled(x).square().sum().backward()
     assert not [n for n, p in model.named_parameters() if p.grad is None]

@@ -1,6 +1,8 @@
 """Re-parameterisation: exact for random parameters and statistics, total, pure, idempotent, and able to fail."""
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -252,3 +254,22 @@ def test_locality_needs_a_matrix_and_odd_kernels():
         visionmlp.add_locality(visionmlp.create_model("resmlp_test"), (2,))
     with pytest.raises(InvalidConfig, match="cross_patch='depthwise' has none"):
         visionmlp.create_model("resmlp_test", cross_patch="depthwise", kernel_sizes=(3,))
+
+
+@pytest.mark.parametrize("name", sorted({name for name, _, _ in OPTIONS}))
+def test_no_form_stays_in_memory(name):
+    """Whoever drops a model has its memory back at once, not when the garbage collector comes by."""
+    gc.collect()
+    gc.disable()
+    try:
+        training = visionmlp.create_model(name).eval()
+        forms = [weakref.ref(training), weakref.ref(visionmlp.reparameterize(training))]
+        assert forms[1]() is None
+        deployed = visionmlp.reparameterize(training)
+        forms.append(weakref.ref(deployed))
+        with torch.no_grad():
+            deployed(torch.zeros(1, 3, *training.config.img_size))
+        del training, deployed
+        assert all(form() is None for form in forms)
+    finally:
+        gc.enable()

@@ -2,6 +2,7 @@
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -68,22 +69,22 @@ def reparameterize(model: nn.Module) -> nn.Module:
         raise NotInEvalMode(f"{training[0]} is in training mode; call model.eval() before reparameterize(model)")
     model = copy.deepcopy(model)
     names = {module: name or "the model" for name, module in model.named_modules()}
-    replacements: dict[nn.Module, nn.Module] = {}
-
-    def deploy(module: nn.Module) -> nn.Module:
-        if module in replacements:
-            return replacements[module]
-        result = module
-        while isinstance(result, Fusible):
-            try:
-                result = result.fused()
-            except InvalidConfig as error:
-                raise InvalidConfig(f"{names.get(module, 'a part')}: {error}") from error
-        replacements[module] = replacements[result] = result
-        for name, child in list(result._modules.items()):
-            if child is not None:
-                setattr(result, name, deploy(child))
-        return result
-
     with torch.no_grad():
-        return deploy(model).eval()
+        return _deployed(model, {}, names).eval()
+
+
+def _deployed(module: nn.Module, replacements: dict[nn.Module, nn.Module], names: Mapping[nn.Module, str]) -> nn.Module:
+    # no closure: one that calls itself would keep both forms in memory until the garbage collector comes by
+    if module in replacements:
+        return replacements[module]
+    result = module
+    while isinstance(result, Fusible):
+        try:
+            result = result.fused()
+        except InvalidConfig as error:
+            raise InvalidConfig(f"{names.get(module, 'a part')}: {error}") from error
+    replacements[module] = replacements[result] = result
+    for name, child in list(result._modules.items()):
+        if child is not None:
+            setattr(result, name, _deployed(child, replacements, names))
+    return result
