@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 from info_nce import InfoNCE
-from lightly.loss import DINOLoss
 from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 
+from tests.golden import make_dino_loss as dino_oracle
 from visionmlp.engine import Processes
 from visionmlp.engine.task import RunContext
 from visionmlp.heads.projection import DinoHead, projector
@@ -22,30 +22,32 @@ from visionmlp.tasks.moco.task import contrast
 from visionmlp.tasks.protocols.knn import KnnMetric, votes_of_neighbours
 from visionmlp.tasks.self_supervised.teacher import follow, spread, teacher_mode, teacher_of
 
-IMAGES, CLASSES = 6, 32
+IMAGES, CLASSES = dino_oracle.IMAGES, dino_oracle.CLASSES
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("locals_", [0, 3])
-def test_dino_loss_and_centre_are_lightlys_over_steps(locals_: int) -> None:
-    oracle = DINOLoss(CLASSES, warmup_teacher_temp=0.05, teacher_temp=0.05, warmup_teacher_temp_epochs=0).double()
+@pytest.mark.parametrize("views", dino_oracle.LOCAL_VIEWS)
+def test_dino_loss_and_centre_are_lightlys_over_steps(views: int) -> None:
+    golden = np.load(dino_oracle.FILE)
     centre = torch.zeros(CLASSES, dtype=torch.float64)
-    for step in range(5):
-        teacher = random(2, IMAGES, CLASSES, seed=step)
-        student = random(2 + locals_, IMAGES, CLASSES, seed=100 + step).requires_grad_()
-        loss, entropy = dino_loss(student, teacher, centre, student_temperature=0.1, teacher_temperature=0.05)
+    temperatures: dict[str, float] = {
+        "student_temperature": dino_oracle.STUDENT_TEMPERATURE,
+        "teacher_temperature": dino_oracle.TEACHER_TEMPERATURE,
+    }
+    for step in range(dino_oracle.STEPS):
+        teacher = dino_oracle.scores(2, step)
+        student = dino_oracle.scores(2 + views, 100 + step).requires_grad_()
+        loss, entropy = dino_loss(student, teacher, centre, **temperatures)
         (gradient,) = torch.autograd.grad(loss.mean(), student)
-        expected = oracle(list(teacher), list(student), epoch=step)
-        (wanted,) = torch.autograd.grad(expected, student)
-        assert loss.mean().item() == pytest.approx(expected.item(), rel=1e-12)
-        torch.testing.assert_close(gradient, wanted, rtol=1e-10, atol=1e-14)
-        targets = torch.distributions.Categorical(logits=(teacher - centre) / 0.05)
+        assert loss.mean().item() == pytest.approx(float(golden[f"local{views}_step{step}_loss"]), rel=1e-12)
+        np.testing.assert_allclose(gradient.numpy(), golden[f"local{views}_step{step}_gradient"], rtol=1e-9, atol=1e-14)
+        targets = torch.distributions.Categorical(logits=(teacher - centre) / dino_oracle.TEACHER_TEMPERATURE)
         torch.testing.assert_close(entropy, targets.entropy().mean(0), rtol=1e-10, atol=1e-14)
-        centre = centre * 0.9 + teacher.mean((0, 1)) * 0.1
-        torch.testing.assert_close(oracle.center.value.flatten(), centre, rtol=1e-12, atol=1e-14)
+        centre = centre * dino_oracle.MOMENTUM + teacher.mean((0, 1)) * (1 - dino_oracle.MOMENTUM)
+        np.testing.assert_allclose(centre.numpy(), golden[f"local{views}_step{step}_centre"], rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("temperature", [0.07, 0.2, 1.0])
