@@ -40,7 +40,7 @@ def main() -> None:
             (gradient,) = torch.autograd.grad(loss, student)
             arrays[f"local{views}_step{step}_loss"] = loss.detach().numpy()
             arrays[f"local{views}_step{step}_gradient"] = gradient.numpy()
-            arrays[f"local{views}_step{step}_centre"] = oracle.center.value.flatten().numpy()
+            arrays[f"local{views}_step{step}_centre"] = oracle.center.detach().clone().flatten().numpy()
     np.savez_compressed(FILE, **arrays)
 
 
