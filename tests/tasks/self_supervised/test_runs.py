@@ -119,6 +119,7 @@ def test_a_stopped_run_ends_bit_equal(task: str, images: Path, tmp_path: Path, m
 @pytest.mark.parametrize("model", ["cyclemlp_test", "sparsemlp_moe_test", "repmlpnet_test"])
 def test_every_kind_of_family_can_learn_so(task: str, model: str, images: Path, tmp_path: Path) -> None:
     load_task(task).train(config_for(task, images, tmp_path / "run", model=model, max_steps=2), resume=False)
+    assert (tmp_path / "run" / "router.csv").exists() == model.startswith("sparsemlp")  # routers are kept in balance
 
 
 def test_local_crops_that_a_model_cannot_take_are_refused_by_name(images: Path, tmp_path: Path) -> None:

@@ -3,14 +3,13 @@
 import dataclasses
 from typing import ClassVar, Literal
 
-import torch
 from timm.data import Mixup
 from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import nn
 
 from visionmlp.data.batches import Batch
 from visionmlp.engine.task import Task, TrainingLoss
-from visionmlp.layers.auxiliary import collect_auxiliary
+from visionmlp.layers.auxiliary import balance_of, collect_auxiliary
 from visionmlp.tasks.classify.metrics import ClassificationMetric
 
 
@@ -89,9 +88,7 @@ class Classification(Task):
         value, count = self.loss(logits, targets), len(images)
         if not collected:
             return TrainingLoss(total=value * count, count=count)
-        balance = torch.stack([part.loss for part in collected]).sum()
-        routing = {name: number for part in collected for name, number in part.statistics.items()}
-        routing = {"balance": balance.detach(), **routing}
+        balance, routing = balance_of(collected)
         return TrainingLoss(total=(value + balance) * count, count=count, routing=routing)
 
     def new_metric(self) -> ClassificationMetric:

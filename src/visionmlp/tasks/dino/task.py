@@ -14,6 +14,7 @@ from visionmlp.data.batches import ViewBatch
 from visionmlp.engine.processes import Processes
 from visionmlp.engine.task import RunContext, Task, TrainingLoss
 from visionmlp.heads.projection import DinoHead
+from visionmlp.layers.auxiliary import balance_of, collect_auxiliary
 from visionmlp.models.backbone import Backbone
 from visionmlp.tasks.dino.config import DinoConfig
 from visionmlp.tasks.protocols.knn import BankBatch, KnnMetric, features_of, take
@@ -116,7 +117,8 @@ class Dino(Task):
             like = next(self.teacher.parameters())
             scores, features = self.teacher([view.to(like.dtype) for view in views[:_GLOBAL]])
         scores = scores.to(self.centre.dtype)
-        student, _ = model(views)
+        with collect_auxiliary(model) as collected:
+            student, _ = model(views)
         loss, entropy = dino_loss(
             student.to(scores.dtype),
             scores,
@@ -134,7 +136,8 @@ class Dino(Task):
             "kl": loss.detach().mean() - entropy.mean(),
             "spread": spread(features[0]),
         }
-        return TrainingLoss(total=loss.sum(), count=images, columns=columns)
+        balance, routing = balance_of(collected) if collected else (0.0, {})
+        return TrainingLoss(total=loss.sum() + balance * images, count=images, columns=columns, routing=routing)
 
     def before_step(self, model: nn.Module, step: int) -> None:
         """Prototypes rest in the first epochs, without weight decay too."""

@@ -14,6 +14,7 @@ from visionmlp.data.batches import ViewBatch
 from visionmlp.engine.config import TrainingConfig
 from visionmlp.engine.processes import Processes
 from visionmlp.engine.task import RunContext, Task, TrainingLoss
+from visionmlp.layers.auxiliary import balance_of, collect_auxiliary
 from visionmlp.models.backbone import Backbone
 from visionmlp.tasks.moco.config import MocoConfig
 from visionmlp.tasks.protocols.knn import BankBatch, KnnMetric, features_of, take
@@ -99,19 +100,22 @@ class Moco(Task):
             teacher_mode(self.keys)
             like = next(self.keys.parameters())
             keys, features = self.keys([view.to(like.dtype) for view in batch.views])
-        queries, _ = model(batch.views)
+        with collect_auxiliary(model) as collected:
+            queries, _ = model(batch.views)
         queries, keys = queries.to(like.dtype), keys.to(like.dtype)
         first = self.run.processes.rank * images
-        total, columns = torch.zeros((), device=queries.device, dtype=queries.dtype), []
+        total, signs = torch.zeros((), device=queries.device, dtype=queries.dtype), []
         for query, others in ((queries[0], keys[1]), (queries[1], keys[0])):
             loss, scores = contrast(query, self.run.processes.rows(others), self.config.temperature, first=first)
             total = total + loss.sum()
-            columns.append(_columns(scores.detach(), first))
-        mean = {name: torch.stack([column[name] for column in columns]).mean() for name in columns[0]}
+            signs.append(_signs(scores.detach(), first))
+        mean = {name: torch.stack([sign[name] for sign in signs]).mean() for name in signs[0]}
         self._entropy[0] += float(mean["entropy"]) * images
         self._entropy[1] += images
         self._most = math.log(images * self.run.processes.count)
-        return TrainingLoss(total=total, count=images, columns={**mean, "spread": spread(features[0])})
+        balance, routing = balance_of(collected) if collected else (0.0, {})
+        columns = {**mean, "spread": spread(features[0])}
+        return TrainingLoss(total=total + balance * images, count=images, columns=columns, routing=routing)
 
     def after_step(self, model: nn.Module, step: int, processes: Processes) -> None:
         """Move the key encoder."""
@@ -161,7 +165,7 @@ class Moco(Task):
         self._entropy = list(state["entropy"])
 
 
-def _columns(scores: Tensor, first: int) -> dict[str, Tensor]:
+def _signs(scores: Tensor, first: int) -> dict[str, Tensor]:
     logs = scores.log_softmax(1)
     own = torch.arange(first, first + len(scores), device=scores.device)
     return {
