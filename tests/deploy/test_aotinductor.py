@@ -39,7 +39,7 @@ def images_of(batch: int) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory) -> tuple[torch.nn.Module, ExportReport]:
     """A model and what was exported of it."""
-    model, info = load_model("hiremlp_test", blocks=(2, 1))
+    model, info = load_model("resmlp_test", depth=1)
     path = tmp_path_factory.mktemp("compiled") / "m.pt2"
     return model, export_model(model, info, path, format="aotinductor")
 
@@ -66,7 +66,7 @@ def test_a_package_computes_what_the_model_computes(exported) -> None:
     model, report = exported
     assert {check.batch for check in report.checks} == {1, 5}
     session = open_session(report.files[0], runtime="aotinductor")
-    assert (session.metadata.model, session.metadata.form) == ("hiremlp_test", "deploy")
+    assert (session.metadata.model, session.metadata.form) == ("resmlp_test", "deploy")
     with torch.no_grad():
         for batch in (1, 2, 5):
             error = relative_error(model(images_of(batch)), torch.from_numpy(session(images_of(batch).numpy())))

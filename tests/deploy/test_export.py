@@ -25,8 +25,8 @@ from visionmlp.files import OutputError
 from visionmlp.layers.fusible import is_training_form, reparameterize
 from visionmlp.models.checkpoint import load_checkpoint, load_model
 
-# of the slowest exporter the form that is shipped
-SUFFIXES = {"deploy": (".pt2", ".xml", ".onnx"), "training": (".pt2", ".xml")}
+# of the slow exporters the form that is shipped
+SUFFIXES = {"deploy": (".pt2", ".xml", ".onnx"), "training": (".pt2",)}
 
 
 def trained(name: str):
