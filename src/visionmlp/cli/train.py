@@ -156,7 +156,7 @@ TRAIN = Command(
     summary="train a model, such as a classifier",
     description=(
         "Train a model; everything about the run lands in one folder: config, metrics, checkpoints, report.\n"
-        "Options are taken from, in rising order: their defaults, --recipe at its --scale, --config, the command line.\n"
+        "Options are taken from, in rising order: their defaults, --recipe at --scale, --config, the command line.\n"
         "The task is that of --task, --config, the run to resume or the recipe; without them, classify."
     ),
     examples=[

@@ -14,7 +14,7 @@ SCALES: tuple[str, ...] = get_args(Scale)
 ConfigT = TypeVar("ConfigT", bound=ImageTrainingConfig)
 
 _SMALL_SIZE = 32
-# by family: a published model and widths of 0.3 to 1.5 million parameters at 32 pixels, those of docs/results/families.md
+# by family: a published model, and widths of 0.3 to 1.5 million parameters at 32 pixels, as in docs/results/families.md
 _SMALL_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "repmlpnet": ("repmlpnet_cifar", {"channels": 32, "blocks": (2, 2), "share_sets": (8, 32)}),
     "resmlp": ("resmlp_s12", {"patch_size": 4, "dim": 96, "depth": 4}),
@@ -75,9 +75,9 @@ def scaled(config: ConfigT, scale: Scale) -> ConfigT:
     batches of 4. It starts from fresh weights where the recipe starts from published ones, which would not fit.
 
     ``small`` takes two CPU cores hours on CIFAR-100 or Imagenette: the family's smallest model, narrowed, at 32 pixels
-    (a model above its own size is as much above it), at most 50,000 images (10,000 for self-supervision), a tenth of the
-    epochs, batches of at most 128. A recipe that starts from weights keeps its model and size, for which the weights
-    are, and takes at most 2,000 images in batches of at most 32.
+    (a run above its model's own size is as much above it), at most 50,000 images (10,000 for self-supervision), a tenth
+    of the epochs, batches of at most 128. A recipe that starts from weights keeps its model and size, for which the
+    weights are, and takes at most 2,000 images in batches of at most 32.
 
     ``full`` is the recipe itself.
 
