@@ -42,8 +42,8 @@ def _table(rows: list[dict[str, Any]]) -> "Table":
     table = Table(title="results are the sources'; visionmlp recipes NAME says all of one", title_justify="left")
     for heading in ("name", "task", "model"):
         table.add_column(heading, no_wrap=True)
-    for heading, ratio in (("expected", 3), ("source", 2)):
-        table.add_column(heading, ratio=ratio)
+    for heading in ("expected", "source"):
+        table.add_column(heading)
     for row in rows:
         # the first sentence says what it is; Text, since brackets are no markup
         source = row["source"].partition(". ")[0].partition(": ")[0].removesuffix(".")

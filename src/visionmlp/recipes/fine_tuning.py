@@ -23,7 +23,7 @@ def resmlp_transfer(*, data: str, output: Path, model: str = "resmlp_s12") -> Cl
     return ClassifyConfig(
         model=model,
         pretrained=True,
-        drop_path_rate=0.05 if model == "resmlp_s12" else 0.1,
+        drop_path_rate=0.05 if model.startswith("resmlp_s12") else 0.1,
         data=data,
         output=output,
         epochs=1000,
