@@ -85,7 +85,7 @@ def test_options_win_over_the_scale(tmp_path, capsys) -> None:
 def test_values_follow_the_model_of_the_command_line(capsys) -> None:
     config = printed(capsys, "asmlp_b", "--recipe", "asmlp_imagenet")
     assert (config["model"], config["drop_path_rate"]) == ("asmlp_b", 0.5)
-    config = printed(capsys, "--recipe", "hiremlp_imagenet", "--epochs", "3", "hiremlp_b")
+    config = printed(capsys, "--recipe", "hiremlp_imagenet", "--epochs", "30", "hiremlp_b")
     assert (config["model"], config["batch_size"], config["lr"]) == ("hiremlp_b", 1024, 1e-3)
     config = printed(capsys, "asmlp_b", "--recipe", "asmlp_imagenet", "--drop-path-rate", "0.1")
     assert config["drop_path_rate"] == 0.1

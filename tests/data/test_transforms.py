@@ -1,7 +1,6 @@
 """Every augmentation option reaches the image."""
 
 import dataclasses
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np

@@ -22,16 +22,6 @@ class ModelsOptions:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RecipesOptions:
-    """Options of ``recipes``."""
-
-    name: str = option(
-        "all that one recipe says, and its configuration; default: a table of all", "", metavar="NAME", positional=True
-    )
-    json: bool = option("JSON instead of text", False)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class ConvertOptions:
     """Options of ``convert``."""
 
@@ -156,6 +146,16 @@ class TaskSwitch:
     """Option of ``eval`` and ``predict`` beside those of the task."""
 
     task: str = option("what the model was trained for, where neither run nor checkpoint says it", metavar="NAME")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RecipesOptions:
+    """Options of ``recipes``."""
+
+    name: str = option(
+        "all that one recipe says, and its configuration; default: a table of all", "", metavar="NAME", positional=True
+    )
+    json: bool = option("JSON instead of text", False)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -65,7 +65,7 @@ def local_crop_size(config: DinoConfig, backbone: Backbone) -> tuple[int, int]:
             "pixels; use local_fit resize"
         )
     if config.local_fit == "resize" or not takes_any:
-        return backbone.img_size
+        return backbone.config.img_size
     return config.local_size, config.local_size
 
 
