@@ -10,10 +10,12 @@ from visionmlp.cli.evaluate import EVAL
 from visionmlp.cli.export import EXPORT
 from visionmlp.cli.models import MODELS
 from visionmlp.cli.predict import PREDICT
+from visionmlp.cli.recipes import RECIPES
 from visionmlp.cli.train import TRAIN
 
 COMMANDS = {
     "models": MODELS,
+    "recipes": RECIPES,
     "train": TRAIN,
     "eval": EVAL,
     "predict": PREDICT,

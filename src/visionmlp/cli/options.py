@@ -169,10 +169,25 @@ class TaskSwitch:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class RecipesOptions:
+    """Options of ``recipes``."""
+
+    name: str = option(
+        "all that one recipe says, and its configuration; default: a table of all", "", metavar="NAME", positional=True
+    )
+    json: bool = option("JSON instead of text", False)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainSwitches:
     """Options of ``train`` beside the configuration."""
 
     task: str = option("what to train for; decides all other options but these", metavar="NAME")
-    recipe: str | None = option("take the defaults from this published recipe", None, metavar="NAME")
+    recipe: str | None = option(
+        "take the defaults from this published recipe; visionmlp recipes lists them", None, metavar="NAME"
+    )
+    scale: Literal["smoke", "small", "full"] | None = option(
+        "shrink data, model and epochs of --recipe together: seconds, hours on two CPU cores, or as published", None
+    )
     resume: bool = option("continue the run in the output folder from its last checkpoint, with its own config", False)
     print_config: bool = option("print the configuration that would be used, as YAML for --config, and stop", False)

@@ -14,6 +14,7 @@ from visionmlp.data.labelled import LabelledImages
 from visionmlp.data.named import TORCH_NAMES, DigitsSource, HuggingFaceSource, TorchSource
 from visionmlp.data.shards import ShardSource
 from visionmlp.data.splits import EVALUATION_NAMES, TRAIN_NAMES, split_names
+from visionmlp.data.subset import Subset
 from visionmlp.data.summary import DataSummary
 from visionmlp.errors import DataError
 
@@ -45,7 +46,7 @@ class ImageSource(Protocol):
 
 
 def open_training_data(
-    data: str, *, root: Path | None = None, download: bool = False
+    data: str, *, root: Path | None = None, download: bool = False, max_images: int | None = None
 ) -> tuple[ImageSource, ImageSource]:
     """Open the training images and the images to evaluate on, with one numbering of classes.
 
@@ -53,6 +54,7 @@ def open_training_data(
         data: a folder that holds ``train/`` and one of ``val/ valid/ validation/ test/``, or a dataset name.
         root: where a named dataset lies; a relative folder starts here.
         download: whether a named dataset may be fetched; nothing is fetched otherwise.
+        max_images: of each of the two at most so many, see `visionmlp.data.subset.Subset`.
 
     Raises:
         DataError: for what is missing, empty, of one class only, or has classes in evaluation that training lacks.
@@ -67,6 +69,8 @@ def open_training_data(
     if isinstance(evaluation, FolderSource):
         evaluation.warn_of_empty_classes()
     evaluation.use_classes(train.class_names, len(train.class_names))
+    if max_images is not None:
+        return Subset(train, max_images), Subset(evaluation, max_images)
     return train, evaluation
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from visionmlp.data import BadImageLog, EvaluationBatches, Preprocessing, TrainingBatches
+from visionmlp.data import BadImageLog, EvaluationBatches, Preprocessing, TrainingBatches, open_training_data
 from visionmlp.data.batches import EpochOrder
 from visionmlp.data.sources import ImageSource
 from visionmlp.data.transforms import Transform
@@ -66,6 +66,17 @@ def build_backbone(config: ImageTrainingConfig, num_classes: int) -> Backbone:
                 **fields,
             )
     return model
+
+
+def open_data(config: ImageTrainingConfig) -> tuple[ImageSource, ImageSource]:
+    """The images of a run, to train and to evaluate on.
+
+    Raises:
+        DataError: see `visionmlp.data.open_training_data`.
+    """
+    return open_training_data(
+        config.data, root=config.data_root, download=config.download, max_images=config.max_images
+    )
 
 
 def training_batches(

@@ -47,6 +47,11 @@ class ImageTrainingConfig(TrainingConfig):
     download: bool = option(
         False, "fetch a named dataset that is not there; otherwise nothing is fetched", group="data", may_change=True
     )
+    max_images: int | None = option(
+        None,
+        "take at most so many images to train and as many to evaluate, the first of each class, as even as it goes",
+        group="data",
+    )
     num_workers: int = option(2, "processes that load images, for each device", group="data", may_change=True)
     on_bad_image: Literal["stop", "skip"] = option(
         "stop", "an image that cannot be read ends the run, or is skipped and named in bad_images.txt", group="data"
@@ -67,6 +72,10 @@ class ImageTrainingConfig(TrainingConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require(self.num_workers >= 0, f"num_workers must not be negative, got {self.num_workers}")
+        self.require(
+            self.max_images is None or self.max_images >= 1,
+            f"max_images must be at least 1, or left out, got {self.max_images}",
+        )
         self.require(
             self.crop_pct is None or 0 < self.crop_pct <= 1, f"crop_pct must be in (0, 1], got {self.crop_pct}"
         )

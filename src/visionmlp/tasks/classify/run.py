@@ -14,7 +14,6 @@ from visionmlp.data import (
     EvaluationBatches,
     Preprocessing,
     open_evaluation_data,
-    open_training_data,
 )
 from visionmlp.data.policy import OnBadImage
 from visionmlp.data.summary import RunData
@@ -28,7 +27,7 @@ from visionmlp.models.checkpoint import (
     CheckpointInfo,
     save_checkpoint,
 )
-from visionmlp.tasks.building import build_backbone, evaluation_batches, training_batches
+from visionmlp.tasks.building import build_backbone, evaluation_batches, open_data, training_batches
 from visionmlp.tasks.classify.config import ClassifyConfig
 from visionmlp.tasks.classify.figures import write_confusion, write_report
 from visionmlp.tasks.classify.metrics import ClassificationMetric
@@ -192,10 +191,7 @@ def _freeze_backbone(model: Backbone, seed: int) -> None:
 
 def _train(fabric: "Fabric", config: ClassifyConfig, resume: bool) -> TrainResult:
     # rank 0 first, so that it alone downloads
-    sources = on_rank_zero(
-        fabric, lambda: open_training_data(config.data, root=config.data_root, download=config.download)
-    )
-    training_source, evaluation_source = sources
+    training_source, evaluation_source = on_rank_zero(fabric, lambda: open_data(config))
     class_names = training_source.class_names
     model = build_model(config, len(class_names))
     preprocessing = config.preprocessing(model)

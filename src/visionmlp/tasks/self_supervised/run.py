@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from visionmlp.data import BadImageLog, Preprocessing, open_training_data
+from visionmlp.data import BadImageLog, Preprocessing
 from visionmlp.data.summary import RunData
 from visionmlp.data.views import Views
 from visionmlp.engine import RunFolder, Task, fit
@@ -20,7 +20,7 @@ from visionmlp.files import whole_file
 from visionmlp.layers.synchronised_norm import synchronise_norms
 from visionmlp.models.backbone import Backbone
 from visionmlp.models.checkpoint import save_checkpoint
-from visionmlp.tasks.building import build_backbone, evaluation_batches, training_batches
+from visionmlp.tasks.building import build_backbone, evaluation_batches, open_data, training_batches
 from visionmlp.tasks.protocols.knn import BankThenQueries, closing
 from visionmlp.tasks.self_supervised.config import SelfSupervisedConfig
 from visionmlp.tasks.self_supervised.figures import write_report
@@ -84,9 +84,7 @@ def train(config: SelfSupervisedConfig, method: Method, *, resume: bool) -> Self
 
 def _train(fabric: "Fabric", config: SelfSupervisedConfig, method: Method, resume: bool) -> SelfSupervisedResult:
     # rank 0 first, so that it alone downloads
-    training_source, evaluation_source = on_rank_zero(
-        fabric, lambda: open_training_data(config.data, root=config.data_root, download=config.download)
-    )
+    training_source, evaluation_source = on_rank_zero(fabric, lambda: open_data(config))
     backbone = build_backbone(config, num_classes=0)
     preprocessing = config.preprocessing(backbone)
     with torch.random.fork_rng(devices=[]):
