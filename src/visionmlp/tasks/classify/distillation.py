@@ -11,6 +11,7 @@ smoothed as the options say. The teacher sees the same images, augmented and mix
 import dataclasses
 import hashlib
 import json
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -115,10 +116,10 @@ class AnswerCache:
             return
         answers, content = torch.cat(self._new_answers), b"".join(self._new_names)
         names = torch.frombuffer(bytearray(content), dtype=torch.uint8).view(len(answers), -1)
-        # no two processes write the same file; a run that is repeated writes it again
-        word = hashlib.sha256(content).hexdigest()[:16]
+        # a name of its own, since several processes may write at once
+        path = self.folder / f"epoch-{self._epoch:05d}-{uuid.uuid4().hex}.safetensors"
         metadata = {_METADATA_KEY: json.dumps(self.fingerprint)}
-        with whole_file(self.folder / f"epoch-{self._epoch:05d}-{word}.safetensors") as partial:
+        with whole_file(path) as partial:
             save_file({"names": names, "answers": answers}, partial, metadata=metadata)
         self._new_names, self._new_answers = [], []
 
