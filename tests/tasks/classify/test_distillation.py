@@ -155,7 +155,7 @@ def test_the_whole_loss_by_hand(kind: Any, mixing: Mixing) -> None:
     assert loss.total.item() / 6 == pytest.approx((0.7 * base + 0.3 * distilled).item(), rel=1e-5)
     assert loss.columns["base_loss"].item() == pytest.approx(base.item(), rel=1e-6)
     assert loss.columns["distill_loss"].item() == pytest.approx(distilled.item(), rel=1e-5)
-    agreement = (logits.argmax(1) == choice).double().mean() * 100
+    agreement = (logits.argmax(1) == choice).float().mean() * 100
     assert loss.columns["teacher_agreement"].item() == pytest.approx(agreement.item())
     loss.total.backward()
     assert student.fc.weight.grad is not None

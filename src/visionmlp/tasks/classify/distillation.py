@@ -231,7 +231,7 @@ class Distillation:
         else:
             classes = answers.argmax(1)
             loss = soft_loss(logits, answers, temperature=self.temperature, reduction=self.reduction)
-        agreement = 100 * (logits.detach().argmax(1) == classes).double().mean()
+        agreement = 100 * (logits.detach().argmax(1) == classes).float().mean()
         columns = {"base_loss": base.detach(), "distill_loss": loss.detach(), "teacher_agreement": agreement}
         return (1 - self.alpha) * base + self.alpha * loss, columns
 
