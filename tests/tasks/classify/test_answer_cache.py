@@ -47,7 +47,7 @@ def test_answers_come_back_bit_equal_by_epoch(tmp_path: Path) -> None:
 
 def test_what_is_not_whole_is_not_there(tmp_path: Path) -> None:
     cache = AnswerCache(tmp_path, {"seed": 1}, shard_rows=4)
-    cache.find(0, [])
+    assert cache.find(0, names(0)) is None
     cache.add(names(0, 1, 2, 3), torch.arange(4))
     cache.add(names(4), torch.arange(1))  # never written: the run is killed
     (tmp_path / ".epoch-00000-x.safetensors.partial").write_bytes(b"half")
@@ -65,7 +65,7 @@ def test_what_is_not_whole_is_not_there(tmp_path: Path) -> None:
 
 def test_other_answers_are_refused_by_the_first_difference(tmp_path: Path) -> None:
     cache = AnswerCache(tmp_path, {"seed": 1, "crop_scale": (0.1, 1.0)}, shard_rows=1)
-    cache.find(0, [])
+    assert cache.find(0, names(0)) is None
     cache.add(names(0), torch.arange(1))
     AnswerCache(tmp_path, {"seed": 1, "crop_scale": (0.1, 1.0)})
     with pytest.raises(InvalidConfig, match=r"holds a teacher's answers for seed = 1, not 2; give another"):

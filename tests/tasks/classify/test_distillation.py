@@ -256,7 +256,7 @@ def test_files_folders_and_deploy_forms_are_teachers(file: Path, tmp_path: Path)
     expected = model((pixels - 0.5) / 0.5)
     for reference in (file, file.parent, deploy):
         answers = load(reference).logits((pixels - mean) / std)
-        torch.testing.assert_close(answers, expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(answers, expected, rtol=1e-3, atol=1e-3)
     named = load("resmlp_test", checkpoint=file)
     assert named.digest == load(file).digest
 

@@ -120,7 +120,7 @@ def test_the_command_line_trains_a_student_that_never_needs_its_teacher_again(
     config = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
     assert (config["teacher"], config["distill"], config["distill_alpha"]) == (str(tmp_path / "teacher"), "hard", 0.25)
     for row in rows(tmp_path / "run"):
-        assert row["loss"] == pytest.approx(0.75 * row["base_loss"] + 0.25 * row["distill_loss"], rel=1e-6)
+        assert row["loss"] == pytest.approx(0.75 * row["base_loss"] + 0.25 * row["distill_loss"], rel=1e-5)
         assert row["teacher_agreement"] in (0, 25, 50, 75, 100)
     assert (tmp_path / "run/distillation.png").exists()
     shutil.rmtree(tmp_path / "teacher")
@@ -159,7 +159,7 @@ def test_offline_is_one_line(images: Path, tmp_path: Path) -> None:
         [sys.executable, "-m", "visionmlp", *words], capture_output=True, text=True, timeout=120, env=environment
     )
     assert done.returncode == 2, done.stderr
-    assert done.stderr.startswith("error: the weights of teacher test_resnet.r160_in1k cannot be fetched (")
+    assert "error: the weights of teacher test_resnet.r160_in1k cannot be fetched (" in " ".join(done.stderr.split())
     assert "give teacher_checkpoint" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()

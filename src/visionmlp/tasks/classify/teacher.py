@@ -177,6 +177,7 @@ def _from_timm(name: str, checkpoint: Path | None, classes: int) -> tuple[nn.Mod
             f"the weights of teacher {name} cannot be fetched ({first_line(error)}); {by_hand}"
         ) from error
     cfg: Any = model.pretrained_cfg
+    cfg["state_dict"] = None  # a model need not carry a copy of its weights
     keys = ("input_size", "mean", "std", "interpolation", "crop_pct")
     return model, Preprocessing.from_saved({key: cfg[key] for key in keys})
 
