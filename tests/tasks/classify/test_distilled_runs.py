@@ -218,7 +218,7 @@ def test_another_student_finds_every_answer_in_the_cache(
     files = sorted((tmp_path / "cache").iterdir())
     told.clear()
     asked.clear()
-    train(config_for(images, tmp_path / "second", model_args={"depth": 3}, num_workers=1, lr=1e-2, **options))
+    train(config_for(images, tmp_path / "second", model_args={"depth": 2}, num_workers=1, lr=1e-2, **options))
     assert asked == []
     assert len(told) == len(expected) > 0
     assert all(torch.equal(a, b) for a, b in zip(told, expected, strict=True))
