@@ -72,7 +72,7 @@ def test_other_answers_are_refused_by_the_first_difference(tmp_path: Path) -> No
         AnswerCache(tmp_path, {"seed": 2, "crop_scale": (0.2, 1.0)})
     with pytest.raises(InvalidConfig, match=r"for crop_scale = \[0.1, 1.0\], not \[0.2, 1.0\]"):
         AnswerCache(tmp_path, {"seed": 1, "crop_scale": (0.2, 1.0)})
-    with pytest.raises(InvalidConfig, match="for crop_scale = .*, not None"):
+    with pytest.raises(InvalidConfig, match=r"for crop_scale = .*, not None"):
         AnswerCache(tmp_path, {"seed": 1})
 
 

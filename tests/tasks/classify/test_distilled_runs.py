@@ -283,7 +283,7 @@ def test_a_teacher_may_move_but_not_change(images: Path, teacher: Path, tmp_path
     (tmp_path / "before").rename(tmp_path / "moved")
     assert train(config_for(images, tmp_path / "run", **{**options, "teacher": str(tmp_path / "moved")}), resume=True)
     train(config_for(images, tmp_path / "other", max_steps=1))
-    with pytest.raises(InvalidConfig, match="the run was started with another teacher than .*other"):
+    with pytest.raises(InvalidConfig, match=r"the run was started with another teacher than .*other"):
         train(config_for(images, tmp_path / "run", **{**options, "teacher": str(tmp_path / "other")}), resume=True)
     with pytest.raises(InvalidConfig, match=r"was started with distill_alpha = 0.5, not 0.1"):
         train(

@@ -1,5 +1,7 @@
 """Options of classification runs, each with its rule."""
 
+# ruff: noqa: RUF009 (option() is a dataclass field)
+
 import dataclasses
 import math
 import re

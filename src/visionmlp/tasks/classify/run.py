@@ -5,6 +5,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, cast
 
+import torch
 from torch import Tensor, nn
 
 from visionmlp.data import (

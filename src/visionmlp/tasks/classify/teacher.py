@@ -142,9 +142,7 @@ def load_teacher(
             "take a teacher that was trained on the same classes"
         )
     own = Preprocessing.from_saved(preprocessing_of(model, info))
-    return Teacher(
-        model, name=reference, model=info.model, preprocessing=own, student=student, precision=precision
-    )
+    return Teacher(model, name=reference, model=info.model, preprocessing=own, student=student, precision=precision)
 
 
 def _from_timm(name: str, checkpoint: Path | None, classes: int) -> tuple[nn.Module, Preprocessing]:
