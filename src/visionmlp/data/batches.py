@@ -24,12 +24,17 @@ from visionmlp.errors import DataError
 
 
 class Batch(NamedTuple):
-    """Images (B, C, H, W) and class numbers (B,), with the images met on the way that cannot be read or are odd."""
+    """Images (B, C, H, W) and class numbers (B,), with the images met on the way that cannot be read or are odd.
+
+    In training ``keys`` (B, 3), int64, say what each sample depends on beside seed and transform: the epoch, the
+    position there, and the index in the source of the image that was read.
+    """
 
     images: Tensor
     labels: Tensor
     bad: tuple[BadImage, ...] = ()
     notes: tuple[ImageNote, ...] = ()
+    keys: Tensor | None = None
 
 
 class ViewBatch(NamedTuple):
@@ -54,6 +59,7 @@ class _Sample(NamedTuple):
     label: int
     bad: tuple[BadImage, ...]
     notes: tuple[ImageNote, ...] = ()
+    key: _Key | None = None
 
 
 class _TrainingSamples(Dataset[_Sample]):
@@ -70,7 +76,8 @@ class _TrainingSamples(Dataset[_Sample]):
             image, notes = self.images.read(index)
             if not isinstance(image, BadImage):
                 with seeded(self.seed, key.epoch, key.position):
-                    return _Sample(self.transform(image), source.label(index), tuple(bad), notes)
+                    view = self.transform(image)
+                return _Sample(view, source.label(index), tuple(bad), notes, key._replace(image=index))
             bad.append(image)
             if self.stop:
                 break
@@ -249,7 +256,8 @@ def _collate(samples: list[_Sample]) -> Batch | ViewBatch:
         views = tuple(torch.stack(view) for view in zip(*[image for image, _ in good], strict=True))
         return ViewBatch(views, labels, bad, notes)
     images = torch.stack([image for image, _ in good if isinstance(image, Tensor)]) if good else torch.empty(0)
-    return Batch(images, labels, bad, notes)
+    keys = [sample.key for sample in samples if sample.key is not None]
+    return Batch(images, labels, bad, notes, torch.tensor(keys) if keys else None)
 
 
 def _loader(samples: Dataset[_Sample], batches: Any, num_workers: int, pin_memory: bool) -> DataLoader[Any]:

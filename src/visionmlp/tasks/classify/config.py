@@ -1,7 +1,11 @@
 """Options of classification runs, each with its rule."""
 
+# ruff: noqa: RUF009 (option() is a dataclass field)
+
 import dataclasses
+import math
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from visionmlp.engine.config import option
@@ -11,6 +15,9 @@ from visionmlp.tasks.image_config import ImageTrainingConfig
 if TYPE_CHECKING:
     from visionmlp.data.transforms import Augmentation
     from visionmlp.tasks.classify.task import Mixing
+
+DEFAULT_TEACHER = "regnety_160.deit_in1k"
+"""DeiT's: timm's RegNetY-16GF for the 1000 classes of ImageNet."""
 
 # timm's, which skips a part that it cannot read, such as zzz in rand-m9-zzz
 _NUMBER = r"\d+(\.\d*)?"
@@ -68,6 +75,40 @@ class ClassifyConfig(ImageTrainingConfig):
     )
     label_smoothing: float = option(0.0, "share of the target that goes to all classes evenly", group="optimisation")
 
+    teacher: str | None = option(
+        None,
+        f"trained model to learn from: a name, whose published weights are fetched, such as {DEFAULT_TEACHER} (DeiT's) "
+        "or another of timm's; or a run folder or checkpoint",
+        group="distillation",
+        may_change=True,
+    )
+    distill: Literal["soft", "hard"] = option(
+        "hard", "learn the teacher's probabilities, or its first choice as a label", group="distillation"
+    )
+    distill_alpha: float = option(
+        0.5, "share of the teacher in the loss; the labels have the rest", group="distillation"
+    )
+    distill_temperature: float = option(
+        1.0, "divides the logits of soft distillation; DeiT's code has 1, its paper 3", group="distillation"
+    )
+    distill_reduction: Literal["deit", "batchmean"] = option(
+        "deit",
+        "soft distillation divides by images and classes as DeiT's code does, or by images only",
+        group="distillation",
+    )
+    teacher_checkpoint: Path | None = option(
+        None, "weights for a teacher's name; nothing is fetched then", group="distillation", may_change=True
+    )
+    teacher_precision: Literal["32-true", "bf16"] = option(
+        "32-true", "of the teacher; bf16 is faster on GPUs", group="distillation"
+    )
+    teacher_cache: Path | None = option(
+        None,
+        "folder that keeps what the teacher says, for this run and others that show it the same images",
+        group="distillation",
+        may_change=True,
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("hflip", "erasing", "mix_probability", "mix_switch"):
@@ -94,6 +135,23 @@ class ClassifyConfig(ImageTrainingConfig):
         )
         if self.auto_augment is not None:
             _check_policy(self.auto_augment)
+        self._check_distillation()
+
+    def _check_distillation(self) -> None:
+        changed = {
+            field.name
+            for field in dataclasses.fields(self)
+            if field.metadata["group"] == "distillation" and getattr(self, field.name) != field.default
+        }
+        lonely = sorted(changed) if self.teacher is None else []
+        self.require(not lonely, f"{' and '.join(lonely)} without teacher; give one, such as {DEFAULT_TEACHER}")
+        self.require(0 <= self.distill_alpha <= 1, f"distill_alpha must be in [0, 1], got {self.distill_alpha}")
+        self.require(
+            0 < self.distill_temperature < math.inf,
+            f"distill_temperature must be positive, got {self.distill_temperature}",
+        )
+        soft_only = sorted(changed & {"distill_temperature", "distill_reduction"}) if self.distill == "hard" else []
+        self.require(not soft_only, f"{' and '.join(soft_only)} without distill soft; give it, or leave this out")
 
     @property
     def mixes(self) -> bool:

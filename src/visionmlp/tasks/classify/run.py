@@ -16,6 +16,7 @@ from visionmlp.data import (
     open_evaluation_data,
 )
 from visionmlp.data.policy import OnBadImage
+from visionmlp.data.sources import ImageSource
 from visionmlp.data.summary import RunData
 from visionmlp.deploy.session import SessionModel, preprocessing_of
 from visionmlp.engine import RunFolder, fit
@@ -29,6 +30,7 @@ from visionmlp.models.checkpoint import (
 )
 from visionmlp.tasks.building import build_backbone, evaluation_batches, open_data, training_batches
 from visionmlp.tasks.classify.config import ClassifyConfig
+from visionmlp.tasks.classify.distillation import Distillation, open_distillation
 from visionmlp.tasks.classify.figures import write_confusion, write_report
 from visionmlp.tasks.classify.metrics import ClassificationMetric
 from visionmlp.tasks.classify.task import Classification
@@ -189,6 +191,22 @@ def _freeze_backbone(model: Backbone, seed: int) -> None:
     classifier.requires_grad_(True)
 
 
+def _distillation(
+    fabric: "Fabric", config: ClassifyConfig, preprocessing: Preprocessing, source: ImageSource
+) -> Distillation | None:
+    if config.teacher is None:
+        return None
+    opened: list[Distillation] = []
+
+    def open_one() -> None:
+        opened.append(open_distillation(config, preprocessing, source))
+
+    on_rank_zero(fabric, open_one)  # first, so that it alone downloads
+    if not opened:
+        open_one()
+    return opened[0]
+
+
 def _train(fabric: "Fabric", config: ClassifyConfig, resume: bool) -> TrainResult:
     # rank 0 first, so that it alone downloads
     training_source, evaluation_source = on_rank_zero(fabric, lambda: open_data(config))
@@ -207,8 +225,13 @@ def _train(fabric: "Fabric", config: ClassifyConfig, resume: bool) -> TrainResul
         repeats=config.repeated_augmentation,
     )
     evaluation = evaluation_batches(config, fabric, evaluation_source, preprocessing, log)
+    distillation = _distillation(fabric, config, preprocessing, training_source)
     task = Classification(
-        len(class_names), loss=config.loss, label_smoothing=config.label_smoothing, mixing=config.mixing
+        len(class_names),
+        loss=config.loss,
+        label_smoothing=config.label_smoothing,
+        mixing=config.mixing,
+        distillation=distillation,
     )
 
     def write_weights(path: Path, weights: nn.Module) -> None:
@@ -219,7 +242,10 @@ def _train(fabric: "Fabric", config: ClassifyConfig, resume: bool) -> TrainResul
         write_weights(run.model, weights)
         write_confusion(run.confusion, metric.confusion, class_names)
 
-    with contextlib.closing(training), contextlib.closing(evaluation):
+    with contextlib.ExitStack() as stack:
+        for opened in (training, evaluation, distillation):
+            if opened is not None:
+                stack.callback(opened.close)
         result = fit(
             fabric=fabric,
             model=model,
