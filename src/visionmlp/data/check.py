@@ -16,7 +16,7 @@ from visionmlp.data.labelled import LabelledImages
 class _Look(NamedTuple):
     """What one image is like."""
 
-    index: int
+    place: int
     size: tuple[int, int] | None
     """Width and height; None if it cannot be read."""
     digest: str
@@ -98,8 +98,8 @@ def check_data(
         splits[split] = _split_report(source, looks)
         for look in looks:
             if look.error is None:
-                name = source.class_names[source.label(look.index)]
-                same[look.digest].append((split, source.name(look.index), name))
+                name = source.class_names[source.label(look.place)]
+                same[look.digest].append((split, source.name(look.place), name))
     several = [entries for entries in same.values() if len(entries) > 1]
     return DataReport(
         splits=splits,
@@ -110,8 +110,8 @@ def check_data(
 
 
 def _read(source: LabelledImages, num_workers: int) -> Iterator[_Look]:
-    loader: Any = DataLoader(_Looks(source), batch_size=None, num_workers=num_workers, collate_fn=_as_it_is)
-    yield from loader
+    as_it_is: Any = _as_it_is
+    yield from DataLoader(_Looks(source), batch_size=None, num_workers=num_workers, collate_fn=as_it_is)
 
 
 def _as_it_is(look: _Look) -> _Look:
@@ -124,7 +124,7 @@ def _names(entries: Sequence[tuple[str, str, str]]) -> tuple[str, ...]:
 
 def _split_report(source: LabelledImages, looks: Sequence[_Look]) -> SplitReport:
     readable = [(look, look.size) for look in looks if look.size is not None]
-    counts = Counter(source.class_names[source.label(look.index)] for look, _ in readable)
+    counts = Counter(source.class_names[source.label(look.place)] for look, _ in readable)
     sizes = sorted((size for _, size in readable), key=lambda size: (size[0] * size[1], size))
     sides = {}
     if sizes:
@@ -133,7 +133,7 @@ def _split_report(source: LabelledImages, looks: Sequence[_Look]) -> SplitReport
     return SplitReport(
         images=len(looks),
         per_class={name: counts.get(name, 0) for name in source.class_names},
-        broken={source.name(look.index): look.error for look in looks if look.error is not None},
-        notes={source.name(look.index): "; ".join(look.notes) for look in looks if look.notes},
+        broken={source.name(look.place): look.error for look in looks if look.error is not None},
+        notes={source.name(look.place): "; ".join(look.notes) for look in looks if look.notes},
         sides=sides,
     )

@@ -9,6 +9,7 @@ from visionmlp.data import BadImageLog, EvaluationBatches, Preprocessing, Traini
 from visionmlp.data.batches import EpochOrder
 from visionmlp.data.sources import ImageSource
 from visionmlp.data.transforms import Transform
+from visionmlp.data.views import Views
 from visionmlp.errors import InvalidConfig
 from visionmlp.models.backbone import Backbone
 from visionmlp.models.checkpoint import load_model, require_trainable
@@ -83,7 +84,7 @@ def training_batches(
     config: ImageTrainingConfig,
     fabric: "Fabric",
     source: ImageSource,
-    transform: Transform,
+    transform: Transform | Views,
     preprocessing: Preprocessing,
     log: BadImageLog,
     *,

@@ -176,7 +176,8 @@ class Distillation:
         cache: AnswerCache | None = None,
     ) -> None:
         self.teacher, self.cache = teacher, cache
-        self.kind, self.alpha, self.temperature, self.reduction = kind, alpha, temperature, reduction
+        self.kind, self.alpha, self.temperature = kind, alpha, temperature
+        self.reduction: Reduction = reduction
 
     def names(self, keys: Tensor | None, *, mixed: bool) -> list[bytes]:
         """What the cache calls the images of a part; none are needed without a cache.

@@ -108,7 +108,7 @@ class Classification(Task):
         images, targets = batch.images, batch.labels
         distillation = self.distillation
         # before the draws of mixing, which are a part of a mixed image's name
-        names = None if distillation is None else distillation.names(batch.keys, mixed=self.mix is not None)
+        names = [] if distillation is None else distillation.names(batch.keys, mixed=self.mix is not None)
         if self.mix is not None:
             images, targets = self.mix(images.clone(), targets)  # in place otherwise
         answers = None if distillation is None else distillation.answers(images, names)
