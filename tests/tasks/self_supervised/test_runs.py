@@ -166,7 +166,7 @@ def test_two_processes_learn_what_one_does(task: str, images: Path, tmp_path: Pa
     assert len(moved) > len(start) / 2
     for name, value in one.items():
         torch.testing.assert_close(
-            two[name], value, rtol=1e-4, atol=2e-6, msg=lambda text, name=name: f"{name}: {text}"
+            two[name], value, rtol=1e-3, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
         )
 
 
@@ -183,5 +183,5 @@ GIVEN = {
         "local_crops",
         "local_size",
     ),
-    *("projector_dim", "projector_hidden"),
+    *("local_size", "projector_dim", "projector_hidden"),
 }
