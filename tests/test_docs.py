@@ -30,7 +30,9 @@ def test_links_exist(page):
             assert (page.parent / link).exists(), link
 
 
-@pytest.mark.parametrize("page", [*(f"families/{prefix}.md" for prefix in PREFIXES), "timm.md", "tasks/classify.md"])
+@pytest.mark.parametrize(
+    "page", [*(f"families/{prefix}.md" for prefix in PREFIXES), "timm.md", "recipes.md", "tasks/classify.md"]
+)
 def test_python_on_the_page_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)

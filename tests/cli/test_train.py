@@ -12,7 +12,8 @@ import visionmlp
 from tests.cli.conftest import TRAIN
 from visionmlp.cli import main
 from visionmlp.cli.evaluate import scores_table
-from visionmlp.recipes import RECIPES, ClassifyConfig, TrainResult
+from visionmlp.recipes import RECIPES, TrainResult
+from visionmlp.recipes.register import config_class
 from visionmlp.tasks.definition import Scores
 
 
@@ -79,8 +80,9 @@ def test_a_config_file_overrides_the_recipe(tmp_path, capsys) -> None:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_prints_a_valid_configuration(name: str, capsys) -> None:
-    assert main(["train", "--recipe", name, "--data", "d", "--output", "o", "--print-config"]) == 0
-    config = ClassifyConfig.from_plain(yaml.safe_load(capsys.readouterr().out))
+    words = ["--data", "d", "--output", "o", "--checkpoint", "c", "--print-config"]
+    assert main(["train", "--recipe", name, *words]) == 0
+    config = config_class(name).from_plain(yaml.safe_load(capsys.readouterr().out))
     assert config.model in visionmlp.list_models()
 
 

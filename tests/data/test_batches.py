@@ -220,3 +220,18 @@ def test_a_workers_own_failure_is_one_line() -> None:
     with closing(batches), pytest.raises(DataError, match="a data worker failed: last words") as caught:
         list(batches.epoch(0))
     assert "\n" not in str(caught.value)
+
+
+def test_keys_say_what_each_sample_is() -> None:
+    source = Noise(12, bad=(7,))
+    plain = Augmentation(crop="center", hflip=0.0)
+    batches = training(source, log=BadImageLog("skip"), augmentation=plain)
+    with pytest.warns(UserWarning, match="skipped"):
+        got = list(batches.epoch(5))
+    keys = torch.cat([batch.keys for batch in got if batch.keys is not None])
+    assert keys[:, 0].tolist() == [5] * 12
+    assert keys[:, 1].tolist() == list(range(12))
+    assert 7 not in keys[:, 2]
+    images = torch.cat([batch.images for batch in got])
+    for key, image in zip(keys.tolist(), images, strict=True):
+        assert torch.equal(image, plain.transform(PREPROCESSING)(Image.fromarray(source.pixels[key[2]])))

@@ -1,7 +1,6 @@
 """Every augmentation option reaches the image."""
 
 import dataclasses
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -12,11 +11,12 @@ from timm.data import create_transform
 
 from visionmlp.data import Augmentation, Preprocessing
 from visionmlp.data.seeding import seeded
-from visionmlp.recipes import RECIPES
+from visionmlp.recipes import RECIPES, ClassifyConfig
+from visionmlp.recipes.register import defaults_of
 
 PREPROCESSING = Preprocessing(input_size=(3, 16, 16), mean=(0.0,) * 3, std=(1.0,) * 3)
 RECIPE_CONFIGS = [
-    recipe(output=Path("run"), **({} if name == "digits" else {"data": "data"})) for name, recipe in RECIPES.items()
+    config for config in (defaults_of(name).config for name in RECIPES) if isinstance(config, ClassifyConfig)
 ]
 PLAIN = Augmentation(crop="center", hflip=0.0)
 IMAGE = Image.fromarray(np.random.default_rng(0).integers(1, 256, (20, 16, 3), dtype=np.uint8))

@@ -12,7 +12,7 @@ import torch.multiprocessing
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from visionmlp.engine import Collected, Processes, RunFolder, Sums, TrainingLoss, fit
+from visionmlp.engine import Collected, Processes, RunContext, RunFolder, Sums, TrainingLoss, fit
 
 from .toy import (
     SIZE,
@@ -189,9 +189,9 @@ class Teaching(ToyTask):
         self.seen = torch.zeros(2)
         self.rows = 0
 
-    def start(self, model: nn.Module, device: torch.device) -> None:
+    def start(self, model: nn.Module, run: RunContext) -> None:
         self.teacher = copy.deepcopy(model).eval().requires_grad_(requires_grad=False)
-        self.centre = torch.zeros(2, device=device)
+        self.centre = torch.zeros(2, device=run.device)
 
     def training_loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> TrainingLoss:
         self.calls += 1

@@ -1,6 +1,8 @@
 """All commands, in the order of the help."""
 
 from visionmlp.cli.bench import BENCH
+from visionmlp.cli.check_data import CHECK_DATA
+from visionmlp.cli.compare import COMPARE
 from visionmlp.cli.convert import CONVERT
 from visionmlp.cli.demo import DEMO
 from visionmlp.cli.deploy import DEPLOY
@@ -8,13 +10,17 @@ from visionmlp.cli.evaluate import EVAL
 from visionmlp.cli.export import EXPORT
 from visionmlp.cli.models import MODELS
 from visionmlp.cli.predict import PREDICT
+from visionmlp.cli.recipes import RECIPES
 from visionmlp.cli.train import TRAIN
 
 COMMANDS = {
     "models": MODELS,
+    "recipes": RECIPES,
     "train": TRAIN,
     "eval": EVAL,
     "predict": PREDICT,
+    "compare": COMPARE,
+    "check-data": CHECK_DATA,
     "convert": CONVERT,
     "deploy": DEPLOY,
     "export": EXPORT,

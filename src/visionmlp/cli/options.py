@@ -22,6 +22,26 @@ class ModelsOptions:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckDataOptions:
+    """Options of ``check-data``."""
+
+    data: str = option("dataset: a folder, or a name as in train --data", metavar="DATA", positional=True)
+    data_root: Path | None = option("where a named dataset lies", None, metavar="FOLDER")
+    num_workers: int = option("processes that read", 0)
+    json: bool = option("JSON with every name, instead of a report", False)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CompareOptions:
+    """Options of ``compare``."""
+
+    runs: tuple[str, ...] = option("run folders, two to twelve", metavar="RUN", positional=True)
+    output: Path = option("page to write", Path("comparison.html"), metavar="FILE.html")
+    metric: str | None = option("column of metrics.csv; default: the first that all runs have", None, metavar="NAME")
+    force: bool = option("overwrite the page if it exists", False)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ConvertOptions:
     """Options of ``convert``."""
 
@@ -149,10 +169,25 @@ class TaskSwitch:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class RecipesOptions:
+    """Options of ``recipes``."""
+
+    name: str = option(
+        "all that one recipe says, and its configuration; default: a table of all", "", metavar="NAME", positional=True
+    )
+    json: bool = option("JSON instead of text", False)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainSwitches:
     """Options of ``train`` beside the configuration."""
 
     task: str = option("what to train for; decides all other options but these", metavar="NAME")
-    recipe: str | None = option("take the defaults from this published recipe", None, metavar="NAME")
+    recipe: str | None = option(
+        "take the defaults from this published recipe; visionmlp recipes lists them", None, metavar="NAME"
+    )
+    scale: Literal["smoke", "small", "full"] | None = option(
+        "shrink data, model and epochs of --recipe together: seconds, hours on two CPU cores, or as published", None
+    )
     resume: bool = option("continue the run in the output folder from its last checkpoint, with its own config", False)
     print_config: bool = option("print the configuration that would be used, as YAML for --config, and stop", False)

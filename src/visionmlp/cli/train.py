@@ -1,18 +1,17 @@
 """``visionmlp train``: the fields of the task's configuration, with defaults from a recipe or the run to resume."""
 
 import dataclasses
-import inspect
 import sys
-import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from visionmlp.cli.command import Command
 from visionmlp.cli.options import TrainSwitches
 from visionmlp.cli.tasks import agreed
-from visionmlp.cli.usage import UsageError, nearest
+from visionmlp.cli.usage import UsageError
 from visionmlp.cli.words import check_options, scan
+from visionmlp.measure.catalog import is_name
 from visionmlp.tasks.register import load_task, task_of_run
 
 if TYPE_CHECKING:
@@ -24,6 +23,8 @@ if TYPE_CHECKING:
 def check(words: Sequence[str]) -> None:
     """Refuse unknown options and models."""
     given, _ = scan(words, TrainSwitches, _Files)
+    if given.scale is not None and given.recipe is None:
+        raise UsageError("--scale shrinks a recipe; give --recipe NAME, or leave out --scale")
     task = load_task(agreed(_said(given)))
     others = check_options(words, "train", TrainSwitches, _Files, task.config, positional=("model",))
     if others:
@@ -42,7 +43,10 @@ def add_options(parser: "ArgumentParser", words: Sequence[str]) -> None:
         raise UsageError("--resume needs --output, the run folder to continue")
     name = agreed(_said(given))
     config = load_task(name).config
-    defaults = {} if given.recipe is None else _recipe_defaults(given.recipe)
+    defaults = {}
+    if given.recipe is not None:
+        _, others = scan(words, TrainSwitches, _Files, config, positional=("model",))
+        defaults = _recipe_defaults(given.recipe, next((word for word in others if is_name(word)), None), given.scale)
     model = defaults.pop("model", None)
     # first in the help
     add_fields(parser, TrainSwitches, {"task": name})
@@ -92,7 +96,7 @@ def _said(given: "argparse.Namespace") -> dict[str, str]:
     said = {
         "--task": given.task,
         str(given.config): _task_of_file(given.config),
-        f"--recipe {given.recipe}": None if given.recipe is None else _recipe_config(given.recipe).task,
+        f"--recipe {given.recipe}": None if given.recipe is None else _recipe_task(given.recipe),
     }
     if given.resume and given.output is not None:
         said[given.output] = task_of_run(_run_folder(given.output))
@@ -126,37 +130,38 @@ def _task_of_file(config: str | None) -> str | None:
     return str(values["task"]) if isinstance(values, dict) and "task" in values else None
 
 
-def _recipe(name: str) -> Any:
-    from visionmlp.recipes.published import RECIPES
+def _recipe_task(name: str) -> str:
+    from visionmlp.recipes.register import config_class
 
-    if name not in RECIPES:
-        raise UsageError(f"no recipe {name!r}; {nearest(name, RECIPES) or 'there are ' + ', '.join(RECIPES)}")
-    return RECIPES[name]
+    return config_class(name).task
 
 
-def _recipe_config(name: str) -> Any:
-    """The class of a recipe's configuration."""
-    return typing.get_type_hints(_recipe(name))["return"]
+def _recipe_defaults(name: str, model: str | None, scale: str | None) -> dict[str, Any]:
+    """The fields that a recipe decides, and no default for those that it leaves to the command line.
 
+    Args:
+        name: of the recipe.
+        model: that of the command line, if it names one, for values that depend on its size.
+        scale: of the command line; one that there is not is left to the parser.
+    """
+    from visionmlp.recipes.register import defaults_of
+    from visionmlp.recipes.scale import SCALES, Scale
 
-def _recipe_defaults(name: str) -> dict[str, Any]:
-    """The fields that a recipe decides: all but the arguments that its caller must give."""
-    recipe = _recipe(name)
-    parameters = inspect.signature(recipe).parameters.values()
-    caller = {p.name: Path() if p.annotation is Path else "" for p in parameters if p.default is p.empty}
-    config = recipe(**caller)
-    return {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name not in caller}
+    recipe = defaults_of(name, model=model, scale=cast("Scale", scale) if scale in SCALES else "full")
+    fields = {field.name: getattr(recipe.config, field.name) for field in dataclasses.fields(recipe.config)}
+    return {**fields, **dict.fromkeys(recipe.to_give, dataclasses.MISSING)}
 
 
 TRAIN = Command(
     summary="train a model, such as a classifier",
     description=(
         "Train a model; everything about the run lands in one folder: config, metrics, checkpoints, report.\n"
-        "Options are taken from, in rising order: their defaults, --recipe, --config, the command line.\n"
+        "Options are taken from, in rising order: their defaults, --recipe at --scale, --config, the command line.\n"
         "The task is that of --task, --config, the run to resume or the recipe; without them, classify."
     ),
     examples=[
         "train --recipe digits --output runs/digits",
+        "train --recipe resmlp_dino --scale smoke --data folder_with_train_and_val --output runs/dino",
         "train resmlp_s12 --data folder_with_train_and_val --img-size 160 --output runs/resmlp",
         "train --config run.yaml --output runs/second --epochs 20",
         "train --config run.yaml --print-config",

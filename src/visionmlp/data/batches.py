@@ -19,13 +19,28 @@ from visionmlp.data.policy import BadImage, BadImageLog, ImageNote
 from visionmlp.data.seeding import derive_seed, seeded
 from visionmlp.data.sources import ImageSource
 from visionmlp.data.transforms import Transform
+from visionmlp.data.views import Views
 from visionmlp.errors import DataError
 
 
 class Batch(NamedTuple):
-    """Images (B, C, H, W) and class numbers (B,), with the images met on the way that cannot be read or are odd."""
+    """Images (B, C, H, W) and class numbers (B,), with the images met on the way that cannot be read or are odd.
+
+    In training ``keys`` (B, 3), int64, say what each sample depends on beside seed and transform: the epoch, the
+    position there, and the index in the source of the image that was read.
+    """
 
     images: Tensor
+    labels: Tensor
+    bad: tuple[BadImage, ...] = ()
+    notes: tuple[ImageNote, ...] = ()
+    keys: Tensor | None = None
+
+
+class ViewBatch(NamedTuple):
+    """The same for several views of each image, each (B, C, H, W) and of its own size."""
+
+    views: tuple[Tensor, ...]
     labels: Tensor
     bad: tuple[BadImage, ...] = ()
     notes: tuple[ImageNote, ...] = ()
@@ -40,16 +55,17 @@ class _Key(NamedTuple):
 
 
 class _Sample(NamedTuple):
-    image: Tensor | None
+    image: Tensor | tuple[Tensor, ...] | None
     label: int
     bad: tuple[BadImage, ...]
     notes: tuple[ImageNote, ...] = ()
+    key: _Key | None = None
 
 
 class _TrainingSamples(Dataset[_Sample]):
     """A bad image is replaced by the next good one in the source's order."""
 
-    def __init__(self, images: "_Images", transform: Transform, *, seed: int, stop: bool) -> None:
+    def __init__(self, images: "_Images", transform: Transform | Views, *, seed: int, stop: bool) -> None:
         self.images, self.transform, self.seed, self.stop = images, transform, seed, stop
 
     def __getitem__(self, key: _Key) -> _Sample:
@@ -60,7 +76,8 @@ class _TrainingSamples(Dataset[_Sample]):
             image, notes = self.images.read(index)
             if not isinstance(image, BadImage):
                 with seeded(self.seed, key.epoch, key.position):
-                    return _Sample(self.transform(image), source.label(index), tuple(bad), notes)
+                    view = self.transform(image)
+                return _Sample(view, source.label(index), tuple(bad), notes, key._replace(image=index))
             bad.append(image)
             if self.stop:
                 break
@@ -129,7 +146,7 @@ class TrainingBatches:
 
     Args:
         source: images.
-        transform: from `Augmentation.transform`.
+        transform: from `Augmentation.transform` or `visionmlp.data.views.Views`.
         order: which images, when.
         mode: Pillow's mode that images are decoded to.
         exif_orientation: whether images are turned as their EXIF says.
@@ -141,7 +158,7 @@ class TrainingBatches:
     def __init__(
         self,
         source: ImageSource,
-        transform: Transform,
+        transform: Transform | Views,
         order: EpochOrder,
         *,
         mode: Literal["L", "RGB"],
@@ -159,8 +176,8 @@ class TrainingBatches:
         """Batches of an epoch."""
         return len(self.order)
 
-    def epoch(self, epoch: int, skip: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch behind the first ``skip``.
+    def epoch(self, epoch: int, skip: int = 0) -> Iterator[Any]:
+        """The batches of an epoch behind the first ``skip``: a `ViewBatch` where the transform gives several views.
 
         Raises:
             DataError: for a bad image if the policy is to stop, or if no image is good.
@@ -230,15 +247,17 @@ class _Images(NamedTuple):
         return image, tuple(ImageNote(self.source.name(index), text) for text in texts)
 
 
-def _collate(samples: list[_Sample]) -> Batch:
+def _collate(samples: list[_Sample]) -> Batch | ViewBatch:
     good = [(sample.image, sample.label) for sample in samples if sample.image is not None]
-    images = torch.stack([image for image, _ in good]) if good else torch.empty(0)
-    return Batch(
-        images,
-        torch.tensor([label for _, label in good]),
-        tuple(bad for sample in samples for bad in sample.bad),
-        tuple(note for sample in samples for note in sample.notes),
-    )
+    labels = torch.tensor([label for _, label in good])
+    bad = tuple(bad for sample in samples for bad in sample.bad)
+    notes = tuple(note for sample in samples for note in sample.notes)
+    if good and isinstance(good[0][0], tuple):
+        views = tuple(torch.stack(view) for view in zip(*[image for image, _ in good], strict=True))
+        return ViewBatch(views, labels, bad, notes)
+    images = torch.stack([image for image, _ in good if isinstance(image, Tensor)]) if good else torch.empty(0)
+    keys = [sample.key for sample in samples if sample.key is not None]
+    return Batch(images, labels, bad, notes, torch.tensor(keys) if keys else None)
 
 
 def _loader(samples: Dataset[_Sample], batches: Any, num_workers: int, pin_memory: bool) -> DataLoader[Any]:
@@ -261,7 +280,7 @@ def _leave_signals_to_main(_worker: int) -> None:
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
-def _checked(loader: DataLoader[Any], bad_images: BadImageLog) -> Iterator[Batch]:
+def _checked(loader: DataLoader[Any], bad_images: BadImageLog) -> Iterator[Any]:
     """Report bad images in the main process, and a worker's failure as one line."""
     iterator = iter(loader)
     while True:

@@ -1,11 +1,18 @@
 """The images of a command line: files, folders and standard input, one after the other."""
 
+import io
 import os
+import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from torch import Tensor
+
+from visionmlp.data.decode import decode, reason
 from visionmlp.data.files import folder_identity, image_suffixes, natural_key, read_folder
+from visionmlp.data.transforms import Preprocessing, Transform
+from visionmlp.errors import UnreadableImage
 
 STDIN = "-"
 
@@ -75,3 +82,19 @@ def why_no_images(folder: str) -> str:
     except OSError as error:
         return error.strerror or str(error)
     return f"no images in this folder; image files end in {', '.join(sorted(image_suffixes()))}"
+
+
+def read_image(name: str, preprocessing: Preprocessing, transform: Transform) -> Tensor | str:
+    """The image as (C, H, W), or why it cannot be read."""
+    if Path(name).is_dir():
+        return why_no_images(name)
+    notes: list[str] = []
+    try:
+        file = io.BytesIO(sys.stdin.buffer.read()) if name == STDIN else Path(name)
+        image = decode(file, preprocessing.mode, warn=notes.append, exif_orientation=preprocessing.exif_orientation)
+        tensor = transform(image)
+    except (UnreadableImage, MemoryError) as error:
+        return reason(error)
+    for note in notes:
+        warnings.warn(f"{name}: {note}", stacklevel=2)
+    return tensor

@@ -14,6 +14,7 @@ from visionmlp.data.labelled import LabelledImages
 from visionmlp.data.named import TORCH_NAMES, DigitsSource, HuggingFaceSource, TorchSource
 from visionmlp.data.shards import ShardSource
 from visionmlp.data.splits import EVALUATION_NAMES, TRAIN_NAMES, split_names
+from visionmlp.data.subset import Subset
 from visionmlp.data.summary import DataSummary
 from visionmlp.errors import DataError
 
@@ -45,7 +46,7 @@ class ImageSource(Protocol):
 
 
 def open_training_data(
-    data: str, *, root: Path | None = None, download: bool = False
+    data: str, *, root: Path | None = None, download: bool = False, max_images: int | None = None
 ) -> tuple[ImageSource, ImageSource]:
     """Open the training images and the images to evaluate on, with one numbering of classes.
 
@@ -53,6 +54,7 @@ def open_training_data(
         data: a folder that holds ``train/`` and one of ``val/ valid/ validation/ test/``, or a dataset name.
         root: where a named dataset lies; a relative folder starts here.
         download: whether a named dataset may be fetched; nothing is fetched otherwise.
+        max_images: of each of the two at most so many, see `visionmlp.data.subset.Subset`.
 
     Raises:
         DataError: for what is missing, empty, of one class only, or has classes in evaluation that training lacks.
@@ -67,6 +69,8 @@ def open_training_data(
     if isinstance(evaluation, FolderSource):
         evaluation.warn_of_empty_classes()
     evaluation.use_classes(train.class_names, len(train.class_names))
+    if max_images is not None:
+        return Subset(train, max_images), Subset(evaluation, max_images)
     return train, evaluation
 
 
@@ -123,6 +127,23 @@ def _open(data: str, root: Path | None, split: str, download: bool) -> LabelledI
     if prefix in ("tfds", "hfids"):
         raise DataError(f"{data} is a stream, which cannot be resumed exactly; use hfds/, wds/ or an image folder")
     raise DataError(f"{folder} is no folder and {data!r} no dataset name; there are {_KNOWN}")
+
+
+def open_splits(data: str, *, root: Path | None = None) -> dict[str, LabelledImages]:
+    """Every part of a dataset by name, each with its own numbering of classes: training, evaluation, and ``test``.
+
+    A folder without split folders is one part, ``images``. Of a dataset by name, training and evaluation are opened.
+
+    Raises:
+        DataError: for what is missing or empty.
+    """
+    folder = (root or Path()) / data
+    if not folder.is_dir():
+        return {split: _open(data, root, split, download=False) for split in ("train", "validation")}
+    names = [name for name in (*TRAIN_NAMES, *EVALUATION_NAMES) if (folder / name).is_dir()]
+    if not names:
+        return {"images": FolderSource(folder)}
+    return {name: FolderSource(folder / name) for name in names}
 
 
 def _split_folder(folder: Path, split: str) -> Path:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from visionmlp.engine.metrics import Collected, Metric, Sums
     from visionmlp.engine.processes import Processes
     from visionmlp.engine.run_folder import RunFolder
-    from visionmlp.engine.task import EpochData, Task, TrainingLoss
+    from visionmlp.engine.task import EpochData, RunContext, Task, TrainingLoss
 
 __all__ = [
     "Collected",
@@ -19,6 +19,7 @@ __all__ = [
     "FitResult",
     "Metric",
     "Processes",
+    "RunContext",
     "RunFolder",
     "Sums",
     "Task",
@@ -38,6 +39,7 @@ __getattr__, __dir__ = lazy_names(
         "Metric": "visionmlp.engine.metrics",
         "Processes": "visionmlp.engine.processes",
         "RunFolder": "visionmlp.engine.run_folder",
+        "RunContext": "visionmlp.engine.task",
         "Sums": "visionmlp.engine.metrics",
         "Task": "visionmlp.engine.task",
         "TrainingConfig": "visionmlp.engine.config",

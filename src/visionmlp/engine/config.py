@@ -61,6 +61,9 @@ class TrainingConfig:
     optimizer: str = option("adamw", "adamw, sgd, lamb, adagrad or another of timm's optimizers", group="optimisation")
     lr: float = option(1e-3, "highest learning rate, for the whole batch_size", group="optimisation")
     weight_decay: float = option(0.05, "of matrices and kernels; biases and vectors have none", group="optimisation")
+    weight_decay_end: float | None = option(
+        None, "weight decay at the end, on a cosine from weight_decay; left out, it is constant", group="optimisation"
+    )
     momentum: float = option(0.9, "of optimizers that have one, such as sgd", group="optimisation")
     optimizer_args: dict[str, Any] = dataclasses.field(
         default_factory=dict,
@@ -84,6 +87,9 @@ class TrainingConfig:
         None, "factor of the learning rate from each layer to the one below, for fine-tuning", group="optimisation"
     )
     clip_grad: float | None = option(None, "largest norm of the gradient", group="optimisation")
+    clip_grad_each: bool = option(
+        False, "clip_grad holds for the gradient of each parameter, not of all together", group="optimisation"
+    )
     ema_decay: float | None = option(
         None, "moving average of the weights, evaluated and kept in place of the weights", group="optimisation"
     )
@@ -125,6 +131,11 @@ class TrainingConfig:
         self.require(
             self.clip_grad is None or self.clip_grad > 0,
             f"clip_grad must be positive or left out, got {self.clip_grad}",
+        )
+        self.require(self.clip_grad is not None or not self.clip_grad_each, "clip_grad_each needs clip_grad, such as 3")
+        self.require(
+            self.weight_decay_end is None or (self.weight_decay > 0 and self.weight_decay_end > 0),
+            f"weight_decay and weight_decay_end must be positive, got {self.weight_decay} and {self.weight_decay_end}",
         )
         self.require(
             self.layer_decay is None or 0 < self.layer_decay <= 1,

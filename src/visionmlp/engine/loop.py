@@ -24,17 +24,19 @@ from visionmlp.engine.evaluation import evaluate
 from visionmlp.engine.launch import agree, on_rank_zero
 from visionmlp.engine.metrics import Metric
 from visionmlp.engine.optimization import (
+    clip_each_gradient,
     create_ema,
     create_optimizer,
     create_schedule,
     frozen_modules,
+    set_weight_decay,
     warn_of_stuck_weights,
 )
 from visionmlp.engine.processes import Processes
 from visionmlp.engine.progress import ProgressReport
 from visionmlp.engine.run_folder import DataRecord, RunFolder, best_row, score
 from visionmlp.engine.signals import stop_on_signals
-from visionmlp.engine.task import EpochData, Task
+from visionmlp.engine.task import EpochData, RunContext, Task
 from visionmlp.errors import InvalidConfig, RunFolderError, TrainingDiverged
 
 if TYPE_CHECKING:
@@ -133,7 +135,13 @@ class _Loop:
         self.schedule = create_schedule(optimizer, config, steps=self.steps, steps_per_epoch=self.steps_per_epoch)
         self.plain = model
         self.model, self.optimizer = fabric.setup(model, optimizer)
-        task.start(model, fabric.device)
+        context = RunContext(
+            device=fabric.device,
+            processes=self.processes,
+            steps=self.steps,
+            steps_per_epoch=self.steps_per_epoch,
+        )
+        task.start(model, context)
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.resting = frozen_modules(model)
         warn_of_stuck_weights(model, config)
@@ -153,7 +161,7 @@ class _Loop:
     @property
     def evaluated_model(self) -> nn.Module:
         """The weights that are evaluated and shipped."""
-        return self.plain if self.ema is None else self.ema.module
+        return self.task.evaluated(self.plain if self.ema is None else self.ema.module)
 
     # ---- saving and restoring
 
@@ -222,6 +230,7 @@ class _Loop:
         for module in self.resting:
             module.eval()
         self.schedule.step_update(self.step)
+        set_weight_decay(self.optimizer, self.config, self.step, self.steps)
         self.optimizer.zero_grad()
         sums = StepSums()
         for part, batch in enumerate(parts):
@@ -238,6 +247,7 @@ class _Loop:
             )
         divide_gradients(self.trained, totals.count, self.processes)
         self._clip_gradients()
+        self.task.before_step(self.plain, self.step)
         self.optimizer.step()
         self.task.after_step(self.plain, self.step + 1, self.processes)
         if self.ema is not None:
@@ -247,9 +257,12 @@ class _Loop:
     def _clip_gradients(self) -> None:
         if self.config.clip_grad is None:
             return
-        norm: Any = self.fabric.clip_gradients(
-            self.model, self.optimizer, max_norm=self.config.clip_grad, error_if_nonfinite=False
-        )
+        if self.config.clip_grad_each:
+            norm: Any = clip_each_gradient(self.trained, self.config.clip_grad)
+        else:
+            norm = self.fabric.clip_gradients(
+                self.model, self.optimizer, max_norm=self.config.clip_grad, error_if_nonfinite=False
+            )
         if not norm.isfinite():
             raise TrainingDiverged(
                 f"the gradient's norm is {norm.item()} at step {self.step + 1}, {self._lr_text()}; {self._advice()}"

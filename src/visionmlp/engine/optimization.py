@@ -1,6 +1,8 @@
 """Optimizers, schedules and the moving average: timm's, from a `TrainingConfig`."""
 
+import math
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -8,7 +10,7 @@ from timm.optim import create_optimizer_v2, param_groups_layer_decay, param_grou
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from visionmlp.engine.config import TrainingConfig
@@ -101,6 +103,28 @@ def create_schedule(optimizer: Optimizer, config: TrainingConfig, *, steps: int,
     )
     assert schedule is not None
     return schedule
+
+
+def set_weight_decay(optimizer: Optimizer, config: TrainingConfig, step: int, steps: int) -> None:
+    """Weight decay of a step, on a cosine from ``weight_decay`` to ``weight_decay_end``, which is not reached.
+
+    Groups without weight decay stay so. DINO, arXiv 2104.14294, appendix.
+    """
+    if config.weight_decay_end is None:
+        return
+    start, end = config.weight_decay, config.weight_decay_end
+    value = end + (start - end) * (1 + math.cos(math.pi * step / steps)) / 2
+    for group in optimizer.param_groups:
+        if group["weight_decay"] > 0:
+            group["weight_decay"] = value
+
+
+def clip_each_gradient(parameters: Sequence[nn.Parameter], largest: float) -> Tensor:
+    """Shorten the gradient of each parameter whose own norm is above ``largest``; returns the norm of all, before."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norms = torch.stack(list(torch._foreach_norm(gradients)))
+    torch._foreach_mul_(gradients, list((largest / (norms + 1e-6)).clamp(max=1.0)))
+    return norms.norm()
 
 
 def create_ema(model: nn.Module, config: TrainingConfig) -> ModelEmaV3 | None:

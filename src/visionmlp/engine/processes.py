@@ -30,6 +30,14 @@ class Processes:
         total: Any = self._fabric.all_reduce(value.to(self._fabric.device), reduce_op="sum")
         return total.to(value.device)
 
+    def rows(self, value: Tensor) -> Tensor:
+        """The rows (B, ...) of all processes, by rank, without gradient; each has as many."""
+        if self._fabric is None or self.count == 1:
+            return value.detach()
+        parts = [torch.empty_like(value) for _ in range(self.count)]
+        torch.distributed.all_gather(parts, value.detach().contiguous())
+        return torch.cat(parts)
+
     def gather(self, item: T) -> list[T]:
         """What every process gives, by rank."""
         if self.count == 1:

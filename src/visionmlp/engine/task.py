@@ -32,6 +32,19 @@ class TrainingLoss:
     """The same about routed experts, for router.csv; none for other models."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunContext:
+    """What a task may know of its run."""
+
+    device: torch.device
+    """Of this process."""
+    processes: Processes
+    """All of them, for losses over what several have."""
+    steps: int
+    """Of the whole run, for schedules."""
+    steps_per_epoch: int
+
+
 class Task(abc.ABC):
     """Where model, loss and metric meet.
 
@@ -56,12 +69,20 @@ class Task(abc.ABC):
     def evaluate(self, model: nn.Module, batch: Any, metric: Any) -> None:
         """Take a batch into a metric of `new_metric`."""
 
-    def start(self, model: nn.Module, device: torch.device) -> None:  # noqa: B027 (few tasks need it)
+    def start(self, model: nn.Module, run: RunContext) -> None:  # noqa: B027 (few tasks need it)
         """Called once, before training or resuming: make a teacher, move what the task holds to the device.
 
         Args:
             model: as it starts, on the device and in the run's precision, not wrapped.
-            device: of this process.
+            run: its devices and length.
+        """
+
+    def before_step(self, model: nn.Module, step: int) -> None:  # noqa: B027 (few tasks need it)
+        """Called behind the backward pass and clipping: set gradients to None that the optimizer shall not see.
+
+        Args:
+            model: with its gradients, not wrapped.
+            step: steps that are done by now, without this one.
         """
 
     def after_step(self, model: nn.Module, step: int, processes: Processes) -> None:  # noqa: B027 (few tasks need it)
@@ -72,6 +93,14 @@ class Task(abc.ABC):
             step: steps that are done now.
             processes: all, who call this together.
         """
+
+    def evaluated(self, model: nn.Module) -> nn.Module:
+        """The network that is evaluated and shipped, such as a teacher; the trained one unless a task says otherwise.
+
+        Args:
+            model: with its newest weights, or their moving average.
+        """
+        return model
 
     def state_dict(self) -> dict[str, Any]:
         """What `after_step` changes, as tensors, numbers and containers of them; saved with every checkpoint."""

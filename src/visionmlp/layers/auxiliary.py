@@ -5,9 +5,10 @@ steps, and a block that is recomputed in the backward pass does not count twice.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 
@@ -36,6 +37,22 @@ class AuxiliaryLoss(nn.Module):
         """Add to what is collected; see `Auxiliary`."""
         if self._collected is not None:
             self._collected.append(Auxiliary(loss, statistics))
+
+
+def balance_of(collected: Sequence[Auxiliary]) -> tuple[Tensor, dict[str, Tensor]]:
+    """What all parts add to a loss, and their statistics, with the sum as ``balance``; means over several passes.
+
+    Args:
+        collected: of a training step, not empty.
+    """
+    sums: dict[str, list[Tensor]] = {}
+    for part in collected:
+        for name, value in part.statistics.items():
+            sums.setdefault(name, []).append(value)
+    passes = max(len(values) for values in sums.values())
+    total = torch.stack([part.loss for part in collected]).sum() / passes
+    means = {name: torch.stack(values).mean() for name, values in sums.items()}
+    return total, {"balance": total.detach(), **means}
 
 
 @contextlib.contextmanager

@@ -119,6 +119,11 @@ def check_name(reference: str) -> None:
         raise UnknownModel.of_weights(name, tag, models[name].tags)
 
 
+def is_name(word: str) -> bool:
+    """Whether a word is the name of a model, perhaps with a tag of its weights."""
+    return word.partition(".")[0] in read_catalog()
+
+
 def catalog(pattern: str = "", *, family: str | None = None) -> list[CatalogEntry]:
     """The models whose name contains ``pattern`` or, with wildcards, matches it.
 

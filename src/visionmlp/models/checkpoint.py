@@ -44,6 +44,8 @@ def save_checkpoint(
     *,
     class_names: Sequence[str] | None = None,
     preprocessing: Mapping[str, Any] | None = None,
+    task: str | None = None,
+    network: str | None = None,
 ) -> None:
     """Write weights, beside the target first and then renamed, so that a crash leaves the old file.
 
@@ -55,6 +57,8 @@ def save_checkpoint(
         model: training or deploy form, or what ``torch.compile``, `torch.nn.DataParallel` and their like made of it.
         class_names: names of the classifier's outputs.
         preprocessing: see `CheckpointInfo`; ``None`` is that of the published weights.
+        task: that it was trained for, as in ``visionmlp train --task``; ``None`` is classification.
+        network: see `CheckpointInfo`.
 
     Raises:
         CheckpointError: if the file cannot be written, or the model was changed so that nothing could load it.
@@ -68,6 +72,8 @@ def save_checkpoint(
         "class_names": list(class_names) if class_names is not None else None,
         "preprocessing": dict(preprocessing if preprocessing is not None else default_preprocessing(model)),
     }
+    said = {"task": task, "network": network}
+    metadata.update({key: value for key, value in said.items() if value is not None})
     with whole_file(path) as partial:
         save_file(tensors, partial, metadata={_METADATA_KEY: json.dumps(metadata)})
 

@@ -29,6 +29,8 @@ class CheckpointInfo:
     preprocessing: dict[str, Any] | None = None
     """``input_size``, ``mean``, ``std``, ``interpolation`` and ``crop_pct`` for ``timm.data.create_transform``, and
     ``exif_orientation`` where it is off; see `visionmlp.data.Preprocessing`."""
+    network: str | None = None
+    """Which of the networks of its training it is, such as ``teacher``, where there were several."""
     source: str = "fresh weights"
     """Where the weights come from."""
 
@@ -73,7 +75,11 @@ def read_metadata(text: str, source: str, *, tensors: int) -> tuple[CheckpointIn
     for key, value in (preprocessing or {}).items():
         _require(_is_preprocessing(key, value), f"preprocessing: {key}")
     form: Literal["training", "deploy"] = metadata["form"]
-    info = CheckpointInfo(model=name, form=form, class_names=names, preprocessing=preprocessing, source=source)
+    network = metadata.get("network")
+    _require(network is None or isinstance(network, str), "network")
+    info = CheckpointInfo(
+        model=name, form=form, class_names=names, preprocessing=preprocessing, network=network, source=source
+    )
     return info, config
 
 

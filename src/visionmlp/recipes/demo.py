@@ -12,7 +12,7 @@ from visionmlp.errors import VisionMLPError
 from visionmlp.models.checkpoint import load_checkpoint, load_model
 from visionmlp.models.repmlpnet import RepMLPBlock
 from visionmlp.ops.fold import affine_of_linear, batchnorm_affine
-from visionmlp.recipes.published import digits
+from visionmlp.recipes.small_images import digits
 from visionmlp.report.plots import kernel_rows
 from visionmlp.tasks.classify.run import evaluate, train
 

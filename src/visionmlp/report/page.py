@@ -46,9 +46,9 @@ def write_page(folder: Path, *, title: str, numbers: Mapping[str, str], figures:
     """
     run = RunFolder(folder)
     config, sessions, evaluations = run.read_config(), run.read_sessions(), run.metrics.rows()
-    sections = [(heading, _image(path)) for heading, path in figures.items()]
+    sections = [(heading, embedded(path)) for heading, path in figures.items()]
     if routing := run.router.rows():
-        sections.append(("Routers", _image(router_curves(routing, folder / "router.png"))))
+        sections.append(("Routers", embedded(router_curves(routing, folder / "router.png"))))
     sections.append(("Evaluations", _table(evaluations[-_SHOWN_EVALUATIONS:])))
     if run.bad_images.exists():
         text = run.bad_images.read_text(encoding="utf-8", errors="replace")  # of file names that are not UTF-8
@@ -58,27 +58,37 @@ def write_page(folder: Path, *, title: str, numbers: Mapping[str, str], figures:
         ("Environment", "".join(_pairs(session) for session in sessions)),
         ("How to reproduce", _reproduction(sessions)),
     ]
-    page = _PAGE.format(
+    path = folder / "report.html"
+    # class names are those of folders, not always UTF-8
+    write_beside(path, page(title=title, numbers=numbers, sections=sections).encode(errors="backslashreplace"))
+    return path
+
+
+def page(*, title: str, numbers: Mapping[str, str], sections: Sequence[tuple[str, str]]) -> str:
+    """A page of headings and their HTML."""
+    return _PAGE.format(
         title=html.escape(title),
         numbers="".join(f"<div>{name}<b>{value}</b></div>" for name, value in numbers.items()),
         sections="".join(f"<h2>{heading}</h2>{body}" for heading, body in sections),
     )
-    path = folder / "report.html"
-    write_beside(path, page.encode(errors="backslashreplace"))  # class names are those of folders, not always UTF-8
-    return path
 
 
-def _image(path: Path) -> str:
+def embedded(path: Path) -> str:
+    """A PNG file within the page."""
     data = base64.b64encode(path.read_bytes()).decode()
     return f'<img alt="{path.stem}" src="data:image/png;base64,{data}">'
 
 
 def _table(rows: Sequence[Mapping[str, float]]) -> str:
     names = list(rows[0])
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in names)
+    return table_of([{name: f"{row[name]:.6g}" if name in row else "" for name in names} for row in rows])
+
+
+def table_of(rows: Sequence[Mapping[str, str]]) -> str:
+    """Rows of text with the same columns."""
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in rows[0])
     body = "".join(
-        "<tr>" + "".join(f"<td>{row[name]:.6g}</td>" if name in row else "<td></td>" for name in names) + "</tr>"
-        for row in rows
+        "<tr>" + "".join(f"<td>{html.escape(value)}</td>" for value in row.values()) + "</tr>" for row in rows
     )
     return f"<table><tr>{head}</tr>{body}</table>"
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BLUE, VERMILION, GREY = "#0072B2", "#D55E00", "#666666"
+_RUN_COLOURS = (BLUE, VERMILION, "#009E73", "#CC79A7", "#000000", "#E69F00")
 _STYLE = {
     "font.size": 9,
     "axes.titlesize": 9,
@@ -79,6 +80,52 @@ def learning_curves(training: Rows, evaluation: Rows, path: Path, *, metric: str
         rate.plot(*curve(training, "lr"), color=GREY)
         rate.set(title="Learning rate", xlabel="step", ylim=(0, None))
         rate.yaxis.set_major_formatter("{x:g}")
+        return save(figure, path)
+
+
+def column_curves(rows: Rows, titles: Mapping[str, str], path: Path) -> Path:
+    """Columns of a table over steps, side by side.
+
+    Args:
+        rows: with ``step`` and the columns.
+        titles: of the columns, by name.
+        path: PNG file to write.
+
+    Raises:
+        MissingExtra: if matplotlib is not installed.
+        RunFolderError: if the file cannot be written.
+    """
+    with style():
+        figure = new_figure(9.6, 2.9)
+        for axes, (name, title) in zip(np.atleast_1d(figure.subplots(1, len(titles))), titles.items(), strict=True):
+            axes.plot(*curve(rows, name), color=BLUE)
+            axes.set(title=title, xlabel="step", ylim=(0, None))
+        return save(figure, path)
+
+
+def run_curves(runs: Mapping[str, tuple[Rows, Rows]], path: Path, *, metric: str) -> Path:
+    """Training loss and a metric of several runs over steps.
+
+    Args:
+        runs: rows of ``train.csv`` and ``metrics.csv`` by name; at most twelve.
+        path: PNG file to write.
+        metric: column of the evaluations.
+
+    Raises:
+        MissingExtra: if matplotlib is not installed.
+        RunFolderError: if the file cannot be written.
+    """
+    with style():
+        figure = new_figure(9.6, 3.6)
+        loss, quality = figure.subplots(1, 2)
+        for index, (name, (training, evaluations)) in enumerate(runs.items()):
+            look = {"color": _RUN_COLOURS[index % 6], "linestyle": ("-", "--")[index // 6 % 2]}
+            printed = name.encode(errors="backslashreplace").decode().replace("$", r"\$")
+            loss.plot(*curve(training, "loss"), **look, linewidth=1.1)
+            quality.plot(*curve(evaluations, metric), **look, label=printed)
+        loss.set(title="Training loss", xlabel="step", ylim=(0, None))
+        quality.set(title=metric, xlabel="step")
+        quality.legend(fontsize=7)
         return save(figure, path)
 
 

@@ -13,6 +13,8 @@ from visionmlp.tasks.definition import TaskDefinition
 
 TASKS = {
     "classify": "visionmlp.tasks.classify",
+    "dino": "visionmlp.tasks.dino",
+    "moco": "visionmlp.tasks.moco",
 }
 """Name to package."""
 

@@ -1,6 +1,5 @@
-"""Options of classification runs, and the published recipes."""
+"""Options of classification runs."""
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,8 @@ from safetensors.torch import save_file
 from visionmlp.errors import CheckpointError, InvalidConfig, UnknownModel, VisionMLPError
 from visionmlp.layers.fusible import reparameterize
 from visionmlp.models.checkpoint import load_model, save_checkpoint
-from visionmlp.models.registry import create_model, variant
-from visionmlp.recipes import RECIPES, ClassifyConfig
-from visionmlp.recipes.published import repmlpnet_cifar100, resmlp_cifar100
+from visionmlp.models.registry import create_model
+from visionmlp.recipes import ClassifyConfig
 from visionmlp.tasks.classify.run import build_model
 
 
@@ -127,31 +125,6 @@ def test_preprocessing_is_the_models_own_unless_given() -> None:
     assert {name: getattr(result, name) for name in given} == given
     with pytest.raises(InvalidConfig, match="mean needs one number for each of 3 channels, got 1"):
         config_for(mean=(0.5,)).preprocessing(model)
-
-
-@pytest.mark.parametrize("name", RECIPES)
-def test_recipes_are_valid_documented_and_survive_yaml(name: str) -> None:
-    recipe = RECIPES[name]
-    arguments = {"data": "data"} if name != "digits" else {}
-    config = recipe(output=Path("run"), **arguments)
-    assert ClassifyConfig.from_plain(config.to_plain()).to_plain() == config.to_plain()
-    variant(config.model)
-    assert recipe.__doc__ is not None
-    for head in ("Command: ", "Expected: ", "Cost: "):
-        assert head in recipe.__doc__
-
-
-@pytest.mark.parametrize(
-    ("config", "params"),
-    [
-        (repmlpnet_cifar100(data="data", output=Path("run"), kernel_sizes=()), 8.3e6),
-        (resmlp_cifar100(data="data", output=Path("run"), kernel_sizes=()), 7.1e6),
-    ],
-)
-def test_cifar_models_have_the_size_of_table_5(config: ClassifyConfig, params: float) -> None:
-    count = sum(weight.numel() for weight in build_model(config, 100).parameters())
-    assert round(count, -5) == params
-    assert dataclasses.replace(config, model_args={**config.model_args, "kernel_sizes": (3,)}) != config
 
 
 def test_a_classifier_refuses_norms_that_it_would_not_use(tmp_path):

@@ -3,19 +3,21 @@
 # ruff: noqa: RUF009 (option() is a dataclass field)
 
 import dataclasses
+import math
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from visionmlp.engine.config import TrainingConfig, about, option
+from visionmlp.engine.config import option
 from visionmlp.errors import InvalidConfig
+from visionmlp.tasks.image_config import ImageTrainingConfig
 
 if TYPE_CHECKING:
-    from visionmlp.data.transforms import Augmentation, Preprocessing
-    from visionmlp.models.backbone import Backbone
+    from visionmlp.data.transforms import Augmentation
     from visionmlp.tasks.classify.task import Mixing
 
-INTERPOLATIONS = ("bilinear", "bicubic", "nearest", "lanczos")
+DEFAULT_TEACHER = "regnety_160.deit_in1k"
+"""DeiT's: timm's RegNetY-16GF for the 1000 classes of ImageNet."""
 
 # timm's, which skips a part that it cannot read, such as zzz in rand-m9-zzz
 _NUMBER = r"\d+(\.\d*)?"
@@ -27,56 +29,16 @@ _POLICIES = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ClassifyConfig(TrainingConfig):
+class ClassifyConfig(ImageTrainingConfig):
     """Options of a classification run."""
 
     task: ClassVar[str] = "classify"
 
-    model: str = dataclasses.field(
-        metadata=about("model name; or a run folder or checkpoint of a training form, to continue from", "model")
+    frozen: Literal["nothing", "backbone"] = option(
+        "nothing", "what is not trained: with backbone a linear classifier learns on its features", group="model"
     )
-    model_args: dict[str, Any] = dataclasses.field(
-        default_factory=dict,
-        metadata=about("fields of the model's family, such as {'kernel_sizes': [1, 3]}", "model"),
-    )
-    checkpoint: Path | None = option(None, "weights to start from: ours or the authors' (.pth, .npz)", group="model")
-    checkpoint_prefix: str | None = option(
-        None, "what leads to the weights in a trainer's file, if it holds several: teacher, base_encoder", group="model"
-    )
-    pretrained: bool = option(False, "start from the authors' weights, downloaded if need be", group="model")
-    img_size: int | None = option(None, "side of the input in pixels, if not the model's own", group="model")
-    drop_path_rate: float | None = option(None, "probability that training skips a residual branch", group="model")
     head_bias: float | None = option(None, "initial bias of the classifier, such as -6.9 for bce_sum", group="model")
 
-    data: str = dataclasses.field(
-        metadata=about(
-            "folder with train/ and val/ (or valid/, validation/, test/) of class folders; or sklearn/digits, "
-            "torch/cifar100, hfds/NAME, wds/NAME",
-            "data",
-        )
-    )
-    data_root: Path | None = option(
-        None, "where a named dataset lies; a relative folder starts here", group="data", may_change=True
-    )
-    download: bool = option(
-        False, "fetch a named dataset that is not there; otherwise nothing is fetched", group="data", may_change=True
-    )
-    num_workers: int = option(2, "processes that load images, for each device", group="data", may_change=True)
-    on_bad_image: Literal["stop", "skip"] = option(
-        "stop", "an image that cannot be read ends the run, or is skipped and named in bad_images.txt", group="data"
-    )
-
-    mean: tuple[float, ...] | None = option(None, "of the channels in [0, 1], if not the model's own", group="images")
-    std: tuple[float, ...] | None = option(None, "of the channels in [0, 1], if not the model's own", group="images")
-    interpolation: Literal["bilinear", "bicubic", "nearest", "lanczos"] | None = option(
-        None, "of all resizing, if not the model's own", group="images"
-    )
-    crop_pct: float | None = option(
-        None, "side of evaluation's central crop over the resized side, if not the model's own", group="images"
-    )
-    exif_orientation: bool = option(
-        True, "turn images as their EXIF says, here and wherever the model is used", group="images"
-    )
     crop: Literal["resized", "pad", "center"] = option(
         "resized",
         "training crops: a random area, resized; the image shifted within a border; or as in evaluation",
@@ -113,12 +75,46 @@ class ClassifyConfig(TrainingConfig):
     )
     label_smoothing: float = option(0.0, "share of the target that goes to all classes evenly", group="optimisation")
 
+    teacher: str | None = option(
+        None,
+        f"trained model to learn from: a name, whose published weights are fetched, such as {DEFAULT_TEACHER} (DeiT's) "
+        "or another of timm's; or a run folder or checkpoint",
+        group="distillation",
+        may_change=True,
+    )
+    distill: Literal["soft", "hard"] = option(
+        "hard", "learn the teacher's probabilities, or its first choice as a label", group="distillation"
+    )
+    distill_alpha: float = option(
+        0.5, "share of the teacher in the loss; the labels have the rest", group="distillation"
+    )
+    distill_temperature: float = option(
+        1.0, "divides the logits of soft distillation; DeiT's code has 1, its paper 3", group="distillation"
+    )
+    distill_reduction: Literal["deit", "batchmean"] = option(
+        "deit",
+        "soft distillation divides by images and classes as DeiT's code does, or by images only",
+        group="distillation",
+    )
+    teacher_checkpoint: Path | None = option(
+        None, "weights for a teacher's name; nothing is fetched then", group="distillation", may_change=True
+    )
+    teacher_precision: Literal["32-true", "bf16"] = option(
+        "32-true", "of the teacher; bf16 is faster on GPUs", group="distillation"
+    )
+    teacher_cache: Path | None = option(
+        None,
+        "folder that keeps what the teacher says, for this run and others that show it the same images",
+        group="distillation",
+        may_change=True,
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("hflip", "erasing", "mix_probability", "mix_switch"):
             value = getattr(self, name)
             self.require(0 <= value <= 1, f"{name} is a probability, in [0, 1], got {value}")
-        for name in ("num_workers", "crop_padding", "rotation", "color_jitter", "mixup", "cutmix"):
+        for name in ("crop_padding", "rotation", "color_jitter", "mixup", "cutmix"):
             self.require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
         self.require(0 <= self.label_smoothing < 1, f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
         self.require(
@@ -134,21 +130,28 @@ class ClassifyConfig(TrainingConfig):
             f"crop_ratio must be two positive ratios, the smaller first, got {self.crop_ratio}",
         )
         self.require(
-            self.crop_pct is None or 0 < self.crop_pct <= 1, f"crop_pct must be in (0, 1], got {self.crop_pct}"
-        )
-        self.require(
-            self.interpolation is None or self.interpolation in INTERPOLATIONS,
-            f"interpolation must be one of {', '.join(INTERPOLATIONS)}, got {self.interpolation!r}",
-        )
-        self.require(
             not self.mixes or self.part_size % 2 == 0,
             f"mixup and cutmix pair images, so batch_size / devices / accumulate must be even, got {self.part_size}",
         )
-        self.require(
-            self.std is None or all(value > 0 for value in self.std), f"std must be positive numbers, got {self.std}"
-        )
         if self.auto_augment is not None:
             _check_policy(self.auto_augment)
+        self._check_distillation()
+
+    def _check_distillation(self) -> None:
+        changed = {
+            field.name
+            for field in dataclasses.fields(self)
+            if field.metadata["group"] == "distillation" and getattr(self, field.name) != field.default
+        }
+        lonely = sorted(changed) if self.teacher is None else []
+        self.require(not lonely, f"{' and '.join(lonely)} without teacher; give one, such as {DEFAULT_TEACHER}")
+        self.require(0 <= self.distill_alpha <= 1, f"distill_alpha must be in [0, 1], got {self.distill_alpha}")
+        self.require(
+            0 < self.distill_temperature < math.inf,
+            f"distill_temperature must be positive, got {self.distill_temperature}",
+        )
+        soft_only = sorted(changed & {"distill_temperature", "distill_reduction"}) if self.distill == "hard" else []
+        self.require(not soft_only, f"{' and '.join(soft_only)} without distill soft; give it, or leave this out")
 
     @property
     def mixes(self) -> bool:
@@ -185,21 +188,6 @@ class ClassifyConfig(TrainingConfig):
             erasing=self.erasing,
             erasing_mode=self.erasing_mode,
         )
-
-    def preprocessing(self, model: "Backbone") -> "Preprocessing":
-        """What evaluation does to an image: the model's own, where nothing else is given."""
-        from visionmlp.data.transforms import Preprocessing
-        from visionmlp.models.checkpoint import default_preprocessing
-
-        own = default_preprocessing(model)
-        names = ("mean", "std", "interpolation", "crop_pct", "exif_orientation")
-        given = {name: getattr(self, name) for name in names}
-        result = Preprocessing(**{**own, **{name: value for name, value in given.items() if value is not None}})
-        channels = result.input_size[0]
-        for name in ("mean", "std"):
-            count = len(getattr(result, name))
-            self.require(count == channels, f"{name} needs one number for each of {channels} channels, got {count}")
-        return result
 
 
 def _check_policy(policy: str) -> None:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from visionmlp.tasks.classify.config import ClassifyConfig
 from visionmlp.tasks.definition import Scores, TaskDefinition
-from visionmlp.tasks.options import EvalOptions, PredictOptions, option
+from visionmlp.tasks.options import PredictOptions, option
+from visionmlp.tasks.protocols.options import ProtocolOptions
 
 if TYPE_CHECKING:
     from visionmlp.tasks.classify.predict import Prediction
@@ -26,7 +27,12 @@ def _train(config: ClassifyConfig, *, resume: bool) -> "TrainResult":
     return train(config, resume=resume)
 
 
-def _evaluate(options: EvalOptions) -> Scores:
+def _evaluate(options: ProtocolOptions) -> Scores:
+    if options.protocol is not None:
+        from visionmlp.tasks.protocols.served import scores as protocol_scores
+
+        return protocol_scores(options)
+
     from visionmlp.tasks.classify.served import scores
 
     return scores(options)
@@ -42,7 +48,7 @@ TASK = TaskDefinition(
     summary="one class for an image",
     config=ClassifyConfig,
     train=_train,
-    eval_options=EvalOptions,
+    eval_options=ProtocolOptions,
     evaluate=_evaluate,
     predict_options=ClassifyPredictOptions,
     predict=_predict,

@@ -13,7 +13,7 @@ from torch import Tensor
 from visionmlp.engine.run_folder import RunFolder, best_row
 from visionmlp.files import write_beside
 from visionmlp.report.page import write_page
-from visionmlp.report.plots import learning_curves, new_figure, save, style
+from visionmlp.report.plots import column_curves, learning_curves, new_figure, save, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 _NAMED_CLASSES, _COUNTED_CLASSES = 40, 20
 # class names are those of folders, which are bytes and need not be UTF-8
 _ERRORS = "surrogateescape"
+_DISTILLATION = {
+    "base_loss": "Loss on the labels",
+    "distill_loss": "Loss on the teacher",
+    "teacher_agreement": "Same class as the teacher (%)",
+}
+"""Columns of train.csv, and their titles."""
 
 
 def write_confusion(path: Path, confusion: Tensor, class_names: Sequence[str]) -> None:
@@ -88,7 +94,7 @@ def confusion_matrix(confusion: Tensor, class_names: Sequence[str], path: Path) 
 def write_report(folder: Path) -> Path:
     """Write the figures and ``report.html`` into the folder of a classification run, from what lies in it.
 
-    Figures are ``curves.png``, ``confusion.png`` and, of a model with routed experts, ``router.png``.
+    Figures are ``curves.png``, ``confusion.png`` and, where they apply, ``distillation.png`` and ``router.png``.
 
     Args:
         folder: run folder with tables, confusion matrix, configuration and environment.
@@ -98,11 +104,14 @@ def write_report(folder: Path) -> Path:
         MissingExtra: if matplotlib is not installed.
     """
     run = RunFolder(folder)
-    config, evaluations = run.read_config(), run.metrics.rows()
+    config, training, evaluations = run.read_config(), run.train.rows(), run.metrics.rows()
     curves = learning_curves(
-        run.train.rows(), evaluations, folder / "curves.png", metric="top1", title="Top-1 accuracy, held out (%)"
+        training, evaluations, folder / "curves.png", metric="top1", title="Top-1 accuracy, held out (%)"
     )
     matrix = confusion_matrix(*read_confusion(run.confusion), folder / "confusion.png")
+    figures = {"Learning curves": curves, "Confusion matrix": matrix}
+    if training and _DISTILLATION.keys() <= training[0].keys():
+        figures["Distillation"] = column_curves(training, _DISTILLATION, folder / "distillation.png")
     best = best_row(evaluations, "top1")
     return write_page(
         folder,
@@ -113,5 +122,5 @@ def write_report(folder: Path) -> Path:
             "loss": f"{best['loss']:.4f}",
             "best step": f"{best['step']:.0f} of {evaluations[-1]['step']:.0f}",
         },
-        figures={"Learning curves": curves, "Confusion matrix": matrix},
+        figures=figures,
     )

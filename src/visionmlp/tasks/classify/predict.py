@@ -1,23 +1,18 @@
 """Classes of images: files, folders, or bytes on standard input."""
 
 import dataclasses
-import io
 import itertools
-import sys
-import warnings
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 from timm.data import ImageNetInfo
 from torch import Tensor
 
-from visionmlp.data.decode import decode, reason
-from visionmlp.data.inputs import STDIN, find_images, why_no_images
-from visionmlp.data.transforms import Preprocessing, Transform
+from visionmlp.data.inputs import find_images, read_image
+from visionmlp.data.transforms import Preprocessing
 from visionmlp.deploy.session import SessionModel, preprocessing_of
-from visionmlp.errors import InvalidConfig, UnreadableImage
+from visionmlp.errors import InvalidConfig
 from visionmlp.measure.timing import open_device
 from visionmlp.models.backbone import Backbone
 from visionmlp.models.checkpoint import CheckpointInfo
@@ -107,7 +102,7 @@ def predict(
     transform = preprocessing.transform()
     images = find_images(inputs)
     while chunk := list(itertools.islice(images, batch_size)):
-        tensors: list[Tensor | str] = [_read(name, preprocessing, transform) for name in chunk]
+        tensors: list[Tensor | str] = [read_image(name, preprocessing, transform) for name in chunk]
         readable = [tensor for tensor in tensors if isinstance(tensor, Tensor)]
         scores = iter(_scores(model, readable, names, top_k, place))
         for name, tensor in zip(chunk, tensors, strict=True):
@@ -115,22 +110,6 @@ def predict(
                 yield Prediction(image=name, error=tensor)
             else:
                 yield Prediction(image=name, classes=next(scores))
-
-
-def _read(name: str, preprocessing: Preprocessing, transform: Transform) -> Tensor | str:
-    """The image as (C, H, W), or why it cannot be read."""
-    if Path(name).is_dir():
-        return why_no_images(name)
-    notes: list[str] = []
-    try:
-        file = io.BytesIO(sys.stdin.buffer.read()) if name == STDIN else Path(name)
-        image = decode(file, preprocessing.mode, warn=notes.append, exif_orientation=preprocessing.exif_orientation)
-        tensor = transform(image)
-    except (UnreadableImage, MemoryError) as error:
-        return reason(error)
-    for note in notes:
-        warnings.warn(f"{name}: {note}", stacklevel=2)
-    return tensor
 
 
 @torch.inference_mode()

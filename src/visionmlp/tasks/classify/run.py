@@ -13,27 +13,24 @@ from visionmlp.data import (
     Batch,
     EvaluationBatches,
     Preprocessing,
-    TrainingBatches,
     open_evaluation_data,
-    open_training_data,
 )
-from visionmlp.data.batches import EpochOrder
 from visionmlp.data.policy import OnBadImage
+from visionmlp.data.sources import ImageSource
 from visionmlp.data.summary import RunData
 from visionmlp.deploy.session import SessionModel, preprocessing_of
 from visionmlp.engine import RunFolder, fit
 from visionmlp.engine import evaluate as evaluate_task
 from visionmlp.engine.launch import launch, on_rank_zero
-from visionmlp.errors import InvalidConfig, require
+from visionmlp.errors import require
 from visionmlp.models.backbone import Backbone
 from visionmlp.models.checkpoint import (
     CheckpointInfo,
-    load_model,
-    require_trainable,
     save_checkpoint,
 )
-from visionmlp.models.registry import is_model
+from visionmlp.tasks.building import build_backbone, evaluation_batches, open_data, training_batches
 from visionmlp.tasks.classify.config import ClassifyConfig
+from visionmlp.tasks.classify.distillation import Distillation, open_distillation
 from visionmlp.tasks.classify.figures import write_confusion, write_report
 from visionmlp.tasks.classify.metrics import ClassificationMetric
 from visionmlp.tasks.classify.task import Classification
@@ -172,42 +169,9 @@ def build_model(config: ClassifyConfig, num_classes: int) -> Backbone:
     Raises:
         VisionMLPError: for a model that cannot be built or loaded, or a deploy form.
     """
-    fields = dict(config.model_args)
-    for name in ("reference", "checkpoint", "pretrained", "prefix"):
-        if name in fields:
-            raise InvalidConfig(f"{name} is no field of a model; remove it from model_args")
-    require_trainable(config.model)
-    if config.checkpoint is not None:
-        require_trainable(config.checkpoint)
-    for name in ("img_size", "drop_path_rate"):
-        if getattr(config, name) is not None:
-            fields[name] = getattr(config, name)
-    if "num_classes" in fields:
-        raise InvalidConfig("num_classes follows from the data; remove it from model_args")
-    if fields.get("feature_norms"):
-        raise InvalidConfig("a classifier does not use feature_norms; remove it from model_args")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        # as in load_model: a model's name means the model, whatever lies beside it
-        if not is_model(config.model) and Path(config.model).exists():
-            model, _ = load_model(
-                config.model,
-                checkpoint=config.checkpoint,
-                pretrained=config.pretrained,
-                prefix=config.checkpoint_prefix,
-                **fields,
-            )
-            if model.num_classes != num_classes:
-                model.reset_classifier(num_classes)
-        else:
-            model, _ = load_model(
-                config.model,
-                checkpoint=config.checkpoint,
-                pretrained=config.pretrained,
-                prefix=config.checkpoint_prefix,
-                num_classes=num_classes,
-                **fields,
-            )
+    model = build_backbone(config, num_classes)
+    if config.frozen == "backbone":
+        _freeze_backbone(model, config.seed)
     if config.head_bias is not None:
         classifier = model.get_classifier()
         assert isinstance(classifier, nn.Linear)
@@ -215,50 +179,59 @@ def build_model(config: ClassifyConfig, num_classes: int) -> Backbone:
     return model
 
 
+def _freeze_backbone(model: Backbone, seed: int) -> None:
+    """Leave a fresh classifier to be trained, drawn as linear evaluation does: N(0, 0.01)."""
+    model.requires_grad_(False)
+    classifier = model.get_classifier()
+    assert isinstance(classifier, nn.Linear)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        nn.init.normal_(classifier.weight, std=0.01)
+    nn.init.zeros_(classifier.bias)
+    classifier.requires_grad_(True)
+
+
+def _distillation(
+    fabric: "Fabric", config: ClassifyConfig, preprocessing: Preprocessing, source: ImageSource
+) -> Distillation | None:
+    if config.teacher is None:
+        return None
+    opened: list[Distillation] = []
+
+    def open_one() -> None:
+        opened.append(open_distillation(config, preprocessing, source))
+
+    on_rank_zero(fabric, open_one)  # first, so that it alone downloads
+    if not opened:
+        open_one()
+    return opened[0]
+
+
 def _train(fabric: "Fabric", config: ClassifyConfig, resume: bool) -> TrainResult:
     # rank 0 first, so that it alone downloads
-    sources = on_rank_zero(
-        fabric, lambda: open_training_data(config.data, root=config.data_root, download=config.download)
-    )
-    training_source, evaluation_source = sources
+    training_source, evaluation_source = on_rank_zero(fabric, lambda: open_data(config))
     class_names = training_source.class_names
     model = build_model(config, len(class_names))
     preprocessing = config.preprocessing(model)
-    order = EpochOrder(
-        len(training_source),
-        config.part_size,
-        seed=config.seed,
-        rank=fabric.global_rank,
-        ranks=fabric.world_size,
-        repeats=config.repeated_augmentation,
-    )
     run = RunFolder(config.output)
     log = BadImageLog(config.on_bad_image, run.bad_images)
-    on_gpu = fabric.device.type == "cuda"
-    training = TrainingBatches(
+    training = training_batches(
+        config,
+        fabric,
         training_source,
         config.augmentation.transform(preprocessing),
-        order,
-        mode=preprocessing.mode,
-        exif_orientation=preprocessing.exif_orientation,
-        bad_images=log,
-        num_workers=config.num_workers,
-        pin_memory=on_gpu,
+        preprocessing,
+        log,
+        repeats=config.repeated_augmentation,
     )
-    evaluation = EvaluationBatches(
-        evaluation_source,
-        preprocessing.transform(),
-        batch_size=config.part_size,
-        mode=preprocessing.mode,
-        exif_orientation=preprocessing.exif_orientation,
-        bad_images=log,
-        rank=fabric.global_rank,
-        ranks=fabric.world_size,
-        num_workers=config.num_workers,
-        pin_memory=on_gpu,
-    )
+    evaluation = evaluation_batches(config, fabric, evaluation_source, preprocessing, log)
+    distillation = _distillation(fabric, config, preprocessing, training_source)
     task = Classification(
-        len(class_names), loss=config.loss, label_smoothing=config.label_smoothing, mixing=config.mixing
+        len(class_names),
+        loss=config.loss,
+        label_smoothing=config.label_smoothing,
+        mixing=config.mixing,
+        distillation=distillation,
     )
 
     def write_weights(path: Path, weights: nn.Module) -> None:
@@ -269,7 +242,10 @@ def _train(fabric: "Fabric", config: ClassifyConfig, resume: bool) -> TrainResul
         write_weights(run.model, weights)
         write_confusion(run.confusion, metric.confusion, class_names)
 
-    with contextlib.closing(training), contextlib.closing(evaluation):
+    with contextlib.ExitStack() as stack:
+        for opened in (training, evaluation, distillation):
+            if opened is not None:
+                stack.callback(opened.close)
         result = fit(
             fabric=fabric,
             model=model,

@@ -1,16 +1,17 @@
 """Image classification: mixup and cutmix, soft or smoothed targets, top-1 and top-5."""
 
 import dataclasses
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
-import torch
 from timm.data import Mixup
 from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
-from torch import nn
+from torch import Tensor, nn
 
 from visionmlp.data.batches import Batch
-from visionmlp.engine.task import Task, TrainingLoss
-from visionmlp.layers.auxiliary import collect_auxiliary
+from visionmlp.engine.task import RunContext, Task, TrainingLoss
+from visionmlp.layers.auxiliary import balance_of, collect_auxiliary
+from visionmlp.tasks.classify.distillation import Distillation
 from visionmlp.tasks.classify.metrics import ClassificationMetric
 
 
@@ -43,6 +44,7 @@ class Classification(Task):
         loss: ``cross_entropy``; ``bce``, sigmoid cross-entropy averaged over classes; ``bce_sum``, summed over classes.
         label_smoothing: share of the target that goes to all classes evenly.
         mixing: mixup and cutmix.
+        distillation: from a teacher, which sees the images as the model does.
     """
 
     metric: ClassVar[str] = "top1"
@@ -54,8 +56,9 @@ class Classification(Task):
         loss: Literal["cross_entropy", "bce", "bce_sum"] = "cross_entropy",
         label_smoothing: float = 0.0,
         mixing: Mixing | None = None,
+        distillation: Distillation | None = None,
     ) -> None:
-        self.num_classes = num_classes
+        self.num_classes, self.distillation = num_classes, distillation
         mixing = mixing or Mixing()
         self.mix: Mixup | None = None
         if mixing.enabled:
@@ -76,23 +79,49 @@ class Classification(Task):
         else:
             self.loss = LabelSmoothingCrossEntropy(label_smoothing)
 
+    def start(self, model: nn.Module, run: RunContext) -> None:  # noqa: ARG002 (the teacher is another)
+        """Move the teacher to the device."""
+        if self.distillation is not None:
+            self.distillation.teacher.to(run.device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Which teacher it is, if there is one; nothing else is kept."""
+        return {} if self.distillation is None else self.distillation.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Check that the teacher is that of the run's start.
+
+        Raises:
+            InvalidConfig: if it is another.
+        """
+        if self.distillation is None:
+            super().load_state_dict(state)
+        else:
+            self.distillation.load_state_dict(state)
+
     def training_loss(self, model: nn.Module, batch: Batch) -> TrainingLoss:
         """Loss of a batch, mixed by draws from NumPy's global generator, plus what parts of the model add.
 
-        A model with routed experts adds their balance; `TrainingLoss.routing` has it as ``balance`` too.
+        A model with routed experts adds their balance; `TrainingLoss.routing` has it as ``balance`` too. Distillation
+        adds columns: both its losses, and the percentage of images on which teacher and model agree.
         """
         images, targets = batch.images, batch.labels
+        distillation = self.distillation
+        # before the draws of mixing, which are a part of a mixed image's name
+        names = [] if distillation is None else distillation.names(batch.keys, mixed=self.mix is not None)
         if self.mix is not None:
             images, targets = self.mix(images.clone(), targets)  # in place otherwise
+        answers = None if distillation is None else distillation.answers(images, names)
         with collect_auxiliary(model) as collected:
             logits = model(images)
         value, count = self.loss(logits, targets), len(images)
+        columns: dict[str, Tensor] = {}
+        if distillation is not None and answers is not None:
+            value, columns = distillation.combine(value, logits, answers)
         if not collected:
-            return TrainingLoss(total=value * count, count=count)
-        balance = torch.stack([part.loss for part in collected]).sum()
-        routing = {name: number for part in collected for name, number in part.statistics.items()}
-        routing = {"balance": balance.detach(), **routing}
-        return TrainingLoss(total=(value + balance) * count, count=count, routing=routing)
+            return TrainingLoss(total=value * count, count=count, columns=columns)
+        balance, routing = balance_of(collected)
+        return TrainingLoss(total=(value + balance) * count, count=count, columns=columns, routing=routing)
 
     def new_metric(self) -> ClassificationMetric:
         """See `ClassificationMetric`."""

@@ -1,0 +1,186 @@
+"""A recipe made small: the same run with less of everything, for tests and for machines without a GPU."""
+
+import dataclasses
+from typing import Any, Literal, TypeVar, get_args
+
+from visionmlp.errors import InvalidConfig
+from visionmlp.measure.catalog import read_catalog
+from visionmlp.tasks.image_config import ImageTrainingConfig
+from visionmlp.tasks.self_supervised.config import SelfSupervisedConfig
+
+Scale = Literal["smoke", "small", "full"]
+SCALES: tuple[str, ...] = get_args(Scale)
+
+ConfigT = TypeVar("ConfigT", bound=ImageTrainingConfig)
+
+_SMALL_SIZE = 32
+# by family: a published model, and widths of 0.3 to 1.5 million parameters at 32 pixels, as in docs/results/families.md
+_SMALL_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "repmlpnet": ("repmlpnet_cifar", {"channels": 32, "blocks": (2, 2), "share_sets": (8, 32)}),
+    "resmlp": ("resmlp_s12", {"patch_size": 4, "dim": 96, "depth": 4}),
+    "mlpmixer": ("mlpmixer_s16", {"patch_size": 4, "dim": 96, "depth": 4, "token_dim": 48, "channel_dim": 384}),
+    "asmlp": ("asmlp_t", {"patch_size": 2, "dim": 32, "blocks": (2, 2, 2)}),
+    "hiremlp": (
+        "hiremlp_t",
+        {"dims": (64, 128), "blocks": (2, 2), "region_sizes": (4, 2), "step_strides": (2, 2), "step_dilations": (2, 1)},
+    ),
+    "vip": (
+        "vip_s14",
+        {"patch_size": 4, "dims": (96, 96), "blocks": (2, 2), "segments": (8, 8), "downsample_before": ()},
+    ),
+    "cyclemlp": ("cyclemlp_b1", {"dims": (64, 128), "blocks": (2, 2), "mlp_ratios": (4, 4)}),
+    "dynamixer": (
+        "dynamixer_s",
+        {"patch_size": 4, "dims": (96, 96), "blocks": (2, 2), "segments": (8, 8), "downsample_before": ()},
+    ),
+    "sparsemlp": (
+        "sparsemlp_moe_s",
+        {"patch_size": 4, "dim": 96, "depth": 4, "token_dim": 48, "channel_dim": 384, "sparse_blocks": 2},
+    ),
+}
+# largest values of fields that some tasks have
+_SMALL_MOST = {"out_dim": 4096, "hidden_dim": 512, "bottleneck_dim": 128, "projector_hidden": 1024}
+_SMOKE_MOST = {
+    "out_dim": 64,
+    "hidden_dim": 32,
+    "bottleneck_dim": 16,
+    "local_crops": 2,
+    "projector_dim": 16,
+    "projector_hidden": 32,
+    "knn_k": 5,
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Size:
+    """What one scale makes of a run."""
+
+    model: str
+    model_args: dict[str, Any]
+    pixels: int
+    """Side of the images."""
+    max_images: int
+    epochs: int
+    batch_size: int
+    most: dict[str, int]
+    """Largest values of further fields."""
+    others: dict[str, Any]
+    """Fields with a value of their own."""
+
+
+def scaled(config: ConfigT, scale: Scale) -> ConfigT:
+    """A recipe's configuration with less data, width and time; everything else stays, so each part of the run is used.
+
+    ``smoke`` is over in seconds: the family's ``_test`` model, at most 16 images to train and 16 to evaluate, 2 epochs,
+    batches of 4. It starts from fresh weights where the recipe starts from published ones, which would not fit.
+
+    ``small`` takes two CPU cores hours on CIFAR-100 or Imagenette: the family's smallest model, narrowed, at 32 pixels
+    (a run above its model's own size is as much above it), at most 50,000 images (10,000 for self-supervision), a tenth
+    of the epochs, batches of at most 128. A recipe that starts from weights keeps its model and size, for which the
+    weights are, and takes at most 2,000 images in batches of at most 32.
+
+    ``full`` is the recipe itself.
+
+    In both, learning rates (also the first and the last) fall linearly with the batch; warm-up, step interval and
+    the teacher's warm-up fall with the epochs, and borders of crops with the image; heads and the number of local crops
+    have upper limits; a moving average starts quickly.
+
+    Args:
+        config: of a recipe.
+        scale: ``smoke``, ``small`` or ``full``.
+
+    Raises:
+        InvalidConfig: for another scale, or a model that has no name in the catalog.
+    """
+    if scale == "full":
+        return config
+    if scale not in SCALES:
+        raise InvalidConfig(f"scale must be one of {', '.join(SCALES)}, got {scale!r}")
+    name = config.model.partition(".")[0]
+    if name not in read_catalog():
+        raise InvalidConfig(f"scale {scale} needs the name of a model, not {config.model!r}")
+    return _resized(config, _smoke(config, name) if scale == "smoke" else _small(config, name))
+
+
+def _smoke(config: ImageTrainingConfig, name: str) -> _Size:
+    family = read_catalog()[name].family
+    tiny = next(entry for entry in read_catalog().values() if entry.family == family and entry.name.endswith("_test"))
+    return _Size(
+        model=tiny.name,
+        model_args=_kinds(config.model_args),
+        pixels=_enlarged(config, name, tiny.img_size[0]),
+        max_images=16,
+        epochs=min(2, config.epochs),
+        batch_size=min(4, config.batch_size),
+        most=_SMOKE_MOST,
+        others={
+            "checkpoint": None,
+            "checkpoint_prefix": None,
+            "pretrained": False,
+            "num_workers": 0,
+            "threads": 1,
+            "log_every": 1,
+        },
+    )
+
+
+def _small(config: ImageTrainingConfig, name: str) -> _Size:
+    with_weights = config.pretrained or config.checkpoint is not None
+    model, widths = _SMALL_MODELS[name.partition("_")[0]]
+    own = _pixels(config, name)
+    self_supervised = isinstance(config, SelfSupervisedConfig)
+    return _Size(
+        model=config.model if with_weights else model,
+        model_args=config.model_args if with_weights else {**widths, **_kinds(config.model_args)},
+        pixels=own if with_weights else min(own, _enlarged(config, name, _SMALL_SIZE)),
+        max_images=2_000 if with_weights else 10_000 if self_supervised else 50_000,
+        epochs=max(1, round(config.epochs / 10)),
+        batch_size=min(32 if with_weights else 128, config.batch_size),
+        most=_SMALL_MOST,
+        others={"num_workers": min(2, config.num_workers)},
+    )
+
+
+def _resized(config: ConfigT, size: _Size) -> ConfigT:
+    shorter, fewer = size.epochs / config.epochs, size.batch_size / config.batch_size
+    known = {field.name for field in dataclasses.fields(config)}
+    changes: dict[str, Any] = {
+        "model": size.model,
+        "model_args": size.model_args,
+        "img_size": size.pixels,
+        "max_images": size.max_images,
+        "epochs": size.epochs,
+        "batch_size": size.batch_size,
+        "accumulate": 1,
+        "max_steps": None if config.max_steps is None else max(1, round(config.max_steps * shorter)),
+        **{rate: getattr(config, rate) * fewer for rate in ("lr", "warmup_lr", "min_lr")},
+        **{time: getattr(config, time) * shorter for time in ("warmup_epochs", "decay_epochs")},
+        "ema_warmup": config.ema_decay is not None,
+        **{name: min(most, getattr(config, name)) for name, most in size.most.items() if name in known},
+        **size.others,
+    }
+    if "warmup_teacher_temperature_epochs" in known:
+        epochs: int = getattr(config, "warmup_teacher_temperature_epochs")  # noqa: B009 (not a field of all)
+        changes["warmup_teacher_temperature_epochs"] = round(epochs * shorter)
+    closer = size.pixels / _pixels(config, config.model.partition(".")[0])
+    for name in ("crop_padding", "local_size"):
+        if name in known:
+            changes[name] = max(1, round(getattr(config, name) * closer))
+    return dataclasses.replace(config, **changes)
+
+
+def _kinds(model_args: dict[str, Any]) -> dict[str, Any]:
+    """Choices among kinds, which any width has; numbers are widths."""
+    return {
+        name: value for name, value in model_args.items() if isinstance(value, str | bool) or name == "kernel_sizes"
+    }
+
+
+def _pixels(config: ImageTrainingConfig, name: str) -> int:
+    return config.img_size or read_catalog()[name].img_size[0]
+
+
+def _enlarged(config: ImageTrainingConfig, name: str, pixels: int) -> int:
+    """As much above ``pixels`` as the recipe is above its model's own size, to a multiple of 8."""
+    ratio = _pixels(config, name) / read_catalog()[name].img_size[0]
+    return pixels if ratio <= 1 else 8 * round(pixels * ratio / 8)

@@ -1,0 +1,133 @@
+"""The model and the batches that a run on images starts with, a function of its options."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from visionmlp.data import BadImageLog, EvaluationBatches, Preprocessing, TrainingBatches, open_training_data
+from visionmlp.data.batches import EpochOrder
+from visionmlp.data.sources import ImageSource
+from visionmlp.data.transforms import Transform
+from visionmlp.data.views import Views
+from visionmlp.errors import InvalidConfig
+from visionmlp.models.backbone import Backbone
+from visionmlp.models.checkpoint import load_model, require_trainable
+from visionmlp.models.registry import is_model
+from visionmlp.tasks.image_config import ImageTrainingConfig
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+
+def build_backbone(config: ImageTrainingConfig, num_classes: int) -> Backbone:
+    """The model of a run before training.
+
+    Args:
+        config: of the run.
+        num_classes: outputs of the classifier; 0 for none.
+
+    Raises:
+        VisionMLPError: for a model that cannot be built or loaded, or a deploy form.
+    """
+    fields = dict(config.model_args)
+    for name in ("reference", "checkpoint", "pretrained", "prefix"):
+        if name in fields:
+            raise InvalidConfig(f"{name} is no field of a model; remove it from model_args")
+    require_trainable(config.model)
+    if config.checkpoint is not None:
+        require_trainable(config.checkpoint)
+    for name in ("img_size", "drop_path_rate"):
+        if getattr(config, name) is not None:
+            fields[name] = getattr(config, name)
+    if "num_classes" in fields:
+        raise InvalidConfig("num_classes follows from the data; remove it from model_args")
+    if fields.get("feature_norms"):
+        raise InvalidConfig("a classifier does not use feature_norms; remove it from model_args")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        # as in load_model: a model's name means the model, whatever lies beside it
+        if not is_model(config.model) and Path(config.model).exists():
+            model, _ = load_model(
+                config.model,
+                checkpoint=config.checkpoint,
+                pretrained=config.pretrained,
+                prefix=config.checkpoint_prefix,
+                **fields,
+            )
+            if model.num_classes != num_classes:
+                model.reset_classifier(num_classes)
+        else:
+            model, _ = load_model(
+                config.model,
+                checkpoint=config.checkpoint,
+                pretrained=config.pretrained,
+                prefix=config.checkpoint_prefix,
+                num_classes=num_classes,
+                **fields,
+            )
+    return model
+
+
+def open_data(config: ImageTrainingConfig) -> tuple[ImageSource, ImageSource]:
+    """The images of a run, to train and to evaluate on.
+
+    Raises:
+        DataError: see `visionmlp.data.open_training_data`.
+    """
+    return open_training_data(
+        config.data, root=config.data_root, download=config.download, max_images=config.max_images
+    )
+
+
+def training_batches(
+    config: ImageTrainingConfig,
+    fabric: "Fabric",
+    source: ImageSource,
+    transform: Transform | Views,
+    preprocessing: Preprocessing,
+    log: BadImageLog,
+    *,
+    repeats: int = 1,
+) -> TrainingBatches:
+    """Augmented batches of this process; ``repeats`` views of each image within an epoch."""
+    order = EpochOrder(
+        len(source),
+        config.part_size,
+        seed=config.seed,
+        rank=fabric.global_rank,
+        ranks=fabric.world_size,
+        repeats=repeats,
+    )
+    return TrainingBatches(
+        source,
+        transform,
+        order,
+        mode=preprocessing.mode,
+        exif_orientation=preprocessing.exif_orientation,
+        bad_images=log,
+        num_workers=config.num_workers,
+        pin_memory=fabric.device.type == "cuda",
+    )
+
+
+def evaluation_batches(
+    config: ImageTrainingConfig,
+    fabric: "Fabric",
+    source: ImageSource,
+    preprocessing: Preprocessing,
+    log: BadImageLog,
+) -> EvaluationBatches:
+    """This process's share of all images, prepared as evaluation does."""
+    return EvaluationBatches(
+        source,
+        preprocessing.transform(),
+        batch_size=config.part_size,
+        mode=preprocessing.mode,
+        exif_orientation=preprocessing.exif_orientation,
+        bad_images=log,
+        rank=fabric.global_rank,
+        ranks=fabric.world_size,
+        num_workers=config.num_workers,
+        pin_memory=fabric.device.type == "cuda",
+    )

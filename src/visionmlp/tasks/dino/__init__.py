@@ -1,0 +1,1 @@
+"""DINO: self-distillation without labels, Caron et al., arXiv 2104.14294."""

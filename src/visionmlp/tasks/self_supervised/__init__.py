@@ -1,0 +1,1 @@
+"""What tasks that learn without classes share: options, the run, its report. Nearest neighbours are its metric."""

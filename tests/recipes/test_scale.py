@@ -1,0 +1,158 @@
+"""Recipes made small: what shrinks, what stays, and that each of them then runs."""
+
+import json
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from visionmlp.cli import main
+from visionmlp.errors import InvalidConfig
+from visionmlp.recipes import RECIPES, ClassifyConfig, scaled
+from visionmlp.recipes.register import defaults_of
+from visionmlp.tasks.building import build_backbone
+
+FROM_WEIGHTS = ("resmlp_transfer", "mlpmixer_transfer", "vip_transfer", "dynamixer_transfer", "resmlp_resolution")
+# what a scale may change; everything else is the recipe's
+SCALED = {
+    "model",
+    "model_args",
+    "checkpoint",
+    "pretrained",
+    "img_size",
+    "max_images",
+    "epochs",
+    "batch_size",
+    "accumulate",
+    "lr",
+    "warmup_lr",
+    "min_lr",
+    "warmup_epochs",
+    "decay_epochs",
+    "ema_warmup",
+    "crop_padding",
+    "num_workers",
+    "threads",
+    "log_every",
+    "knn_k",
+    "local_crops",
+    "local_size",
+    "out_dim",
+    "hidden_dim",
+    "bottleneck_dim",
+    "projector_dim",
+    "projector_hidden",
+}
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes: 24 images to train, 18 held out; a scale takes 16 of each."""
+    root = tmp_path_factory.mktemp("images")
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 8), ("val", 6)):
+        for level in range(3):
+            (root / split / f"level{level}").mkdir(parents=True)
+            for number in range(count):
+                pixels = generator.integers(60 * level, 60 * level + 100, (40, 36, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / split / f"level{level}" / f"{number}.png")
+    return root
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_runs_end_to_end(name: str, images: Path, tmp_path: Path, capsys) -> None:
+    run = tmp_path / "run"
+    words = ["train", "--recipe", name, "--scale", "smoke", "--output", str(run)]
+    if name != "digits":
+        words += ["--data", str(images)]
+    assert main(words) == 0, capsys.readouterr().err
+    assert {"model.safetensors", "metrics.csv", "report.html"} <= {path.name for path in run.iterdir()}
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["model"].endswith("_test")
+    data = json.loads((run / "data.json").read_text())
+    assert (data["training"]["images"], data["evaluation"]["images"]) == (16, 16)
+    if name != "digits":
+        assert data["training"]["images_per_class"] == [6, 5, 5]
+
+
+@pytest.mark.parametrize("scale", ["smoke", "small"])
+@pytest.mark.parametrize("name", RECIPES)
+def test_only_sizes_change(name: str, scale: Any) -> None:
+    full, part = defaults_of(name).config.to_plain(), defaults_of(name, scale=scale).config.to_plain()
+    changed = {field for field, value in full.items() if value != part[field]}
+    assert changed <= SCALED
+    assert part["max_images"] is not None
+    factor = part["batch_size"] / full["batch_size"]
+    for rate in ("lr", "warmup_lr", "min_lr"):
+        assert part[rate] == pytest.approx(full[rate] * factor)
+    assert part["warmup_epochs"] / part["epochs"] == pytest.approx(full["warmup_epochs"] / full["epochs"])
+    assert part["epochs"] <= full["epochs"]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_full_is_the_recipe(name: str) -> None:
+    config = defaults_of(name).config
+    assert scaled(config, "full") is config
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if name not in FROM_WEIGHTS])
+def test_small_models_are_small(name: str) -> None:
+    config = defaults_of(name, scale="small").config
+    assert config.img_size is not None
+    assert config.img_size <= 32
+    model = build_backbone(config, 100)
+    assert 1e5 < sum(weight.numel() for weight in model.parameters()) < 2e6
+
+
+@pytest.mark.parametrize("name", FROM_WEIGHTS)
+def test_small_keeps_what_the_weights_are_for(name: str) -> None:
+    full, small = defaults_of(name).config, defaults_of(name, scale="small").config
+    assert (small.model, small.model_args, small.checkpoint) == (full.model, full.model_args, full.checkpoint)
+    assert small.pretrained == full.pretrained
+    assert small.img_size == full.img_size or (full.img_size is None and small.img_size == 224)
+    smoke = defaults_of(name, scale="smoke").config
+    assert (smoke.pretrained, smoke.checkpoint) == (False, None)
+
+
+def test_what_makes_a_recipe_stays_in_its_model() -> None:
+    for name, kept in (
+        ("resmlp_layernorm", {"norm": "layernorm"}),
+        ("resmlp_class_mlp", {"global_pool": "class_mlp"}),
+        ("resmlp_cifar100", {"kernel_sizes": (1, 3)}),
+    ):
+        assert defaults_of(name, scale="smoke").config.model_args == kept
+        assert kept.items() <= defaults_of(name, scale="small").config.model_args.items()
+    # another resolution than the model's own 32
+    assert defaults_of("resmlp_resolution", scale="smoke").config.img_size == 56
+
+
+def test_crops_shrink_with_the_image() -> None:
+    transfer = cast("ClassifyConfig", defaults_of("vip_transfer", scale="smoke").config)
+    assert transfer.crop_padding == 4
+    dino: Any = defaults_of("resmlp_dino", scale="small").config
+    assert (dino.local_size, dino.out_dim, dino.local_crops) == (round(96 * 32 / 224), 4096, 8)
+
+
+def test_the_moving_average_of_a_short_run_is_not_its_beginning() -> None:
+    assert defaults_of("dynamixer_imagenet", scale="small").config.ema_warmup
+    assert not defaults_of("dynamixer_imagenet").config.ema_warmup
+    assert not defaults_of("vip_imagenet", scale="small").config.ema_warmup
+
+
+def test_a_step_limit_and_the_teachers_warm_up_shrink_too() -> None:
+    config = ClassifyConfig(model="resmlp_s12", data="d", output=Path("o"), epochs=100, max_steps=5000)
+    assert (scaled(config, "smoke").max_steps, scaled(config, "small").max_steps) == (100, 500)
+    dino = RECIPES["resmlp_dino"](data="d", output=Path("o"))
+    longer = type(dino).from_plain({**dino.to_plain(), "warmup_teacher_temperature_epochs": 30})
+    assert getattr(scaled(longer, "small"), "warmup_teacher_temperature_epochs") == 3  # noqa: B009 (DINO's own field)
+
+
+def test_what_cannot_be_scaled_is_named() -> None:
+    config = ClassifyConfig(model="runs/x", data="d", output=Path("o"))
+    with pytest.raises(InvalidConfig, match="scale small needs the name of a model, not 'runs/x'"):
+        scaled(config, "small")
+    with pytest.raises(InvalidConfig, match="scale must be one of smoke, small, full, got 'tiny'"):
+        scaled(config, "tiny")  # type: ignore[arg-type]
