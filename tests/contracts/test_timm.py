@@ -1,6 +1,8 @@
 """timm's contract beyond the forward pass, its suite in our words: configurations, classifiers, decay, tracing."""
 
 import copy
+import inspect
+from typing import Any
 
 import pytest
 import timm
@@ -131,9 +133,12 @@ def test_only_matrices_and_kernels_decay(name, options, form):
     matrices = {n for n, p in model.named_parameters() if p.dim() > 1 and n.rpartition(".")[2] not in rest}
     assert {n.rpartition(".")[2] for n in matrices} <= {"weight", "fc3"}
     exempt = model.no_weight_decay()
+    # older timms leave out one dimension always
+    newer = "weight_decay_exclude_1d" in inspect.signature(param_groups_weight_decay).parameters
+    by_list: dict[str, Any] = {"weight_decay_exclude_1d": False} if newer else {}
     for groups in (
         param_groups_weight_decay(model, 0.1, no_weight_decay_list=exempt),
-        param_groups_weight_decay(model, 0.1, weight_decay_exclude_1d=False, no_weight_decay_list=exempt),
+        param_groups_weight_decay(model, 0.1, no_weight_decay_list=exempt, **by_list),
         param_groups_layer_decay(model, 0.1, no_weight_decay_list=exempt),
     ):
         decayed = {names[id(p)] for group in groups if group["weight_decay"] for p in group["params"]}
