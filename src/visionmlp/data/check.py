@@ -86,10 +86,14 @@ def check_data(
         sources: by split.
         num_workers: processes that read.
         progress: called with each split and its number of images; what it returns is called behind each image.
+
+    Raises:
+        DataError: for labels that are no class.
     """
     splits: dict[str, SplitReport] = {}
     same: defaultdict[str, list[tuple[str, str, str]]] = defaultdict(list)
     for split, source in sources.items():
+        source.check_labels(len(source.class_names))  # -1 would count as the last class
         advance = progress(split, len(source))
         looks: list[_Look] = []
         for look in _read(source, num_workers):

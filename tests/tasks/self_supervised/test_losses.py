@@ -14,6 +14,7 @@ from torch import nn
 from tests.golden import make_dino_loss as dino_oracle
 from visionmlp.engine import Processes
 from visionmlp.engine.task import RunContext
+from visionmlp.errors import InvalidConfig
 from visionmlp.heads.projection import DinoHead, projector
 from visionmlp.models.registry import create_model
 from visionmlp.tasks.dino.config import DinoConfig
@@ -107,6 +108,12 @@ def test_more_neighbours_than_images_are_cut_with_a_line() -> None:
     metric = metric_of([(random(9, 4), torch.arange(9) % 7, True), (random(3, 4), torch.arange(3), False)], k=200)
     with pytest.warns(UserWarning, match="k is 9, as only 9 training images can be neighbours"):
         assert 0 <= metric.compute()["knn"] <= 100
+
+
+@pytest.mark.parametrize("options", [{"k": 0}, {"k": -3}, {"temperature": 0.0}, {"temperature": float("nan")}])
+def test_neighbours_that_cannot_vote_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(InvalidConfig, match=next(iter(options))):
+        KnnMetric(7, **options)
 
 
 # teachers

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from visionmlp.data.batches import Batch
 from visionmlp.engine.processes import Processes
+from visionmlp.errors import InvalidConfig
 
 _ROWS = 512
 """Queries at a time, which bounds the memory of their similarities."""
@@ -64,9 +65,16 @@ class KnnMetric:
         num_classes: K.
         k: neighbours; cut to the size of the bank, with a warning.
         temperature: of the weights.
+
+    Raises:
+        InvalidConfig: for no neighbour, or a temperature that is not positive.
     """
 
     def __init__(self, num_classes: int, *, k: int = 20, temperature: float = 0.07) -> None:
+        if k < 1:
+            raise InvalidConfig(f"k must be at least 1, got {k}")
+        if not temperature > 0:
+            raise InvalidConfig(f"temperature must be positive, got {temperature}")
         self.num_classes, self.k, self.temperature = num_classes, k, temperature
         self.parts: dict[bool, list[tuple[Tensor, Tensor]]] = {True: [], False: []}
 
