@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import ClassVar, Literal
 
 import torch
+from timm.layers import register_notrace_function
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -33,6 +34,15 @@ def check_kernel_sizes(kernel_sizes: Sequence[int]) -> tuple[int, ...]:
     return tuple(sorted(kernel_sizes))
 
 
+@register_notrace_function
+def shared_depthwise(x: Tensor, weight: Tensor) -> Tensor:
+    """Depth-wise convolution of (B, C, h, w) by kernels (S, 1, k, k), channel c by kernel ``c % S``, same size."""
+    channels = x.shape[1]
+    # one convolution over all channels: far faster than S-channel images of a larger batch
+    kernels = weight.repeat(channels // weight.shape[0], 1, 1, 1)
+    return F.conv2d(x, kernels, padding=weight.shape[-1] // 2, groups=channels)
+
+
 class LocalityBranch(nn.Module):
     """Depth-wise k x k convolution, then BatchNorm; channel c uses share-set ``c % share_sets`` of both."""
 
@@ -47,9 +57,7 @@ class LocalityBranch(nn.Module):
         """(B, C, h, w) to (B, C, h, w)."""
         batch, channels, h, w = x.shape
         sharing = channels // self.conv.groups
-        # one depth-wise convolution over all channels: far faster than share_sets-channel images of a larger batch
-        kernels = self.conv.weight.repeat(sharing, 1, 1, 1)
-        y = F.conv2d(x, kernels, padding=self.conv.padding, groups=channels)  # type: ignore[arg-type]
+        y = shared_depthwise(x, self.conv.weight)
         return self.norm(y.reshape(batch * sharing, self.conv.groups, h, w)).reshape(batch, channels, h, w)
 
     def folded(self) -> tuple[Tensor, Tensor]:

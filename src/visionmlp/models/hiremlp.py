@@ -110,7 +110,8 @@ class RegionMLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to (B, H, W, C)."""
         hidden = self.act(self.norm(self.fc1(gather_regions(x, *self.regions))))
-        return scatter_regions(self.fc2(hidden), x.shape[self.regions.axis], *self.regions[:4])
+        axis, size, step, step_padding, _ = self.regions
+        return scatter_regions(self.fc2(hidden), x.shape[axis], axis, size, step, step_padding)
 
 
 class DeployedRegionMLP(nn.Module):
@@ -136,7 +137,8 @@ class DeployedRegionMLP(nn.Module):
         else:
             occupied = gather_regions(x.new_ones(1, x.shape[1], x.shape[2], 1), *self.regions)
             hidden = self.act(self.fc1(gathered) + occupied @ self.shift)
-        return scatter_regions(self.fc2(hidden), x.shape[self.regions.axis], *self.regions[:4])
+        axis, size, step, step_padding, _ = self.regions
+        return scatter_regions(self.fc2(hidden), x.shape[axis], axis, size, step, step_padding)
 
     @staticmethod
     def fold(mlp: RegionMLP, scale: Tensor, shift: Tensor) -> "DeployedRegionMLP":
