@@ -142,7 +142,7 @@ def test_thin_images_show_what_timm_shows(size: tuple[int, int], target: tuple[i
     )
     difference = (preprocessing.transform()(image) - reference(image)).abs().max() * 255
     assert difference <= (0 if max(size) <= 32 * min(size) else 6)
-    assert reference(image).std() > 0.05
+    assert reference(image).std() > 0.03
 
 
 def test_preprocessing_is_timms_resize_crop_normalise() -> None:

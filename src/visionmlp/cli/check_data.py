@@ -1,5 +1,6 @@
 """``visionmlp check-data``."""
 
+import contextlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -27,7 +28,9 @@ def check_data(options: CheckDataOptions) -> int:
     if options.num_workers < 0:
         raise InvalidConfig(f"num-workers must not be negative, got {options.num_workers}")
     sources = open_splits(options.data, root=options.data_root)
-    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as bars:
+    bars = Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True)
+    # older versions of rich print an empty line at the end of bars that they do not show
+    with contextlib.nullcontext() if bars.disable else bars:
 
         def progress(split: str, images: int) -> Callable[[], None]:
             bar = bars.add_task(split, total=images)

@@ -34,13 +34,15 @@ class ProgressReport:
         self.task = self.bar.add_task("", total=steps, completed=done, text="")
 
     def __enter__(self) -> "ProgressReport":
-        self.bar.start()
+        if not self.bar.disable:
+            self.bar.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.bar.stop()
+        if not self.bar.disable:  # older versions of rich print an empty line all the same
+            self.bar.stop()
 
     def advance(self, step: int) -> None:
         """A step is done."""
