@@ -1,5 +1,7 @@
 """Norms of maps whose channels come last. Layout (B, H, W, C)."""
 
+import torch
+from timm.layers import register_notrace_function
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -47,4 +49,14 @@ class MapGroupNorm(nn.GroupNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, H, W, C) to (B, H, W, C)."""
-        return F.group_norm(input.permute(0, 3, 1, 2), 1, self.weight, self.bias, self.eps).permute(0, 2, 3, 1)
+        return map_group_norm(input, self.weight, self.bias, self.eps)
+
+
+@register_notrace_function
+def map_group_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """Group norm of one group over a map (B, H, W, C), with scale and shift (C,)."""
+    maps = x.permute(0, 3, 1, 2)
+    if torch.is_grad_enabled() and weight is not None and bias is not None and not x.requires_grad:
+        # behind frozen levels: PyTorch 2.6's backward pass crashes the process where the map needs no gradient
+        return F.group_norm(maps, 1, eps=eps).permute(0, 2, 3, 1) * weight + bias
+    return F.group_norm(maps, 1, weight, bias, eps).permute(0, 2, 3, 1)
