@@ -9,7 +9,7 @@ from timm.models import save_for_hf
 
 import visionmlp
 from tests.randomise import randomise
-from visionmlp.errors import CheckpointMismatch, InvalidConfig
+from visionmlp.errors import CheckpointMismatch, InvalidConfig, Note
 from visionmlp.models.official import resize_tokens
 
 OTHERS = {
@@ -53,6 +53,19 @@ def test_models_come_back(name, form, other, tmp_path):
         expected = model.forward_intermediates(x, indices=list(levels.out_indices), intermediates_only=True)
         for got, level in zip(levels(x), expected, strict=True):
             torch.testing.assert_close(got, level)
+
+
+@pytest.mark.parametrize(("saved", "wanted"), [(3, 1), (4, 1), (2, 4)])
+def test_other_input_channels_answer_the_same_to_grey(saved, wanted, tmp_path):
+    model = randomise(timm.create_model("cyclemlp_test", in_chans=saved)).eval()
+    with pytest.warns(Note, match=f"takes {saved} input channels; its first kernels were adapted to {wanted}"):
+        back = restored(model, tmp_path, in_chans=wanted)
+    assert back.pretrained_cfg["first_conv"] == "stem.proj"
+    assert back.pretrained_cfg["input_size"][0] == wanted
+    grey = images(model)[:, :1]
+    with torch.no_grad():
+        answer, expected = (net(grey.expand(-1, net.in_chans, -1, -1)) for net in (back, model))
+    torch.testing.assert_close(answer, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.skipif(not hasattr(timm.models, "get_model_args"), reason="this timm saves no model_args by itself")

@@ -83,7 +83,8 @@ def test_tied_parameters(trained, tmp_path):
 def test_timm_saves_every_model(name, form, tmp_path):
     model = randomise(visionmlp.create_model(name)).eval()
     model = model if form == "training" else visionmlp.reparameterize(model)
-    timm.models.save_for_hf(model, tmp_path / "saved", safe_serialization="both")
+    # timm before 1.0.31 saves no arguments by itself
+    timm.models.save_for_hf(model, tmp_path / "saved", model_args=model.factory_args(), safe_serialization="both")
     again = timm.create_model(f"local-dir:{tmp_path / 'saved'}", pretrained=True).eval()
     assert torch.equal(again(image()), model(image()))
     assert again.form == form

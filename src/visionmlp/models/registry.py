@@ -170,7 +170,8 @@ def _entry_point(module: str, variant: Variant, build: BackboneFamily) -> Callab
             cache_dir=cache_dir,
             **fields,
         )
-        model.pretrained_cfg = model.default_cfg = described(model.pretrained_cfg, built)
+        named = {**model.pretrained_cfg, "first_conv": cfg.first_conv}
+        model.pretrained_cfg = model.default_cfg = described(named, built)
         return model
 
     entry_point.__name__ = entry_point.__qualname__ = variant.name

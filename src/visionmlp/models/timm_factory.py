@@ -12,7 +12,7 @@ from visionmlp.errors import CheckpointMismatch, InvalidConfig
 from visionmlp.models.backbone import Backbone
 from visionmlp.models.config import BackboneConfig
 from visionmlp.models.levels import chained
-from visionmlp.models.official import mismatch_of, resize_tokens
+from visionmlp.models.official import adapted, mismatch_of, resize_tokens
 
 _CHAINS = {"list": FeatureListNet, "dict": FeatureDictNet}
 
@@ -82,7 +82,9 @@ def saved_state_filter(cfg: PretrainedCfg) -> Callable[[dict[str, Tensor], Backb
                 unexpected=unexpected,
             )
         with mismatch_of(model, label):
-            state = resize_tokens(model, state, (cfg.input_size[1], cfg.input_size[2]))
+            state = adapted(model, resize_tokens(model, state, (cfg.input_size[1], cfg.input_size[2])), label)
+        # the kernels take the model's channels now; timm before 1.0.31 would adapt, or drop, them once more
+        model.pretrained_cfg |= {"first_conv": None, "input_size": (model.in_chans, *cfg.input_size[1:])}
         return {name: value for name, value in own.items() if name.startswith("feature_norms.")} | state
 
     return fit
