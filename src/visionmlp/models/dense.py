@@ -158,7 +158,7 @@ class Tiled(DenseFeatures):
 
     def _merge(self, index: int, level: Tensor, counts: Sequence[int]) -> Tensor:
         """(B * rows * columns, C, h, w) to (B, C, H, W): a weighted average."""
-        weight = self.get_buffer(f"weight{index}").to(level.dtype)
+        weight: Tensor = getattr(self, f"weight{index}").to(level.dtype)
         stride = self.feature_info.reduction()[index]
         (height, width), rows, columns = weight.shape, self.step[0] // stride, self.step[1] // stride
         channels, windows = level.shape[1], counts[0] * counts[1]

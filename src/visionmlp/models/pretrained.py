@@ -9,7 +9,7 @@ import sys
 import urllib.error
 import urllib.parse
 import urllib.request
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -170,14 +170,9 @@ def _download(url: str, path: Path) -> None:
 
 def _progress(answer: BinaryIO, description: str, *, total: int) -> AbstractContextManager[BinaryIO]:
     """The same bytes, with a bar on standard error if a person watches it."""
-    return wrap_file(
-        answer,
-        total,
-        description=description,
-        console=Console(stderr=True),
-        disable=not sys.stderr.isatty(),
-        transient=True,
-    )
+    if not sys.stderr.isatty():
+        return nullcontext(answer)
+    return wrap_file(answer, total, description=description, console=Console(stderr=True), transient=True)
 
 
 _BY_HAND = "with the file at hand, use visionmlp.load_official(model, FILE)"
