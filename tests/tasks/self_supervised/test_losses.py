@@ -224,11 +224,13 @@ def test_spread() -> None:
 
 
 def test_heads_have_the_published_layers() -> None:
-    head = DinoHead(384, 65536)
+    with torch.device("meta"):
+        head = DinoHead(384, 65536)
     shapes = [tuple(p.shape) for name, p in head.named_parameters() if name.endswith("weight")]
     assert shapes == [(2048, 384), (2048, 2048), (256, 2048), (65536, 256)]
-    scores = head(torch.randn(2, 384)) @ torch.eye(65536)[:, :3]
-    assert (scores.abs() <= 1 + 1e-5).all()  # cosines
+    cosines = DinoHead(8, 64, hidden_dim=8, bottleneck_dim=4)(torch.randn(50, 8))
+    assert cosines.abs().max() <= 1 + 1e-5
+    assert cosines.abs().max() > 0.5
     wide = projector(384, 256, hidden_dim=4096, layers=3)
     kinds = [type(layer).__name__ for layer in wide]
     assert kinds == ["Linear", "BatchNorm1d", "ReLU"] * 2 + ["Linear", "BatchNorm1d"]
