@@ -24,6 +24,8 @@ from visionmlp.errors import CheckpointError, InvalidConfig
 
 _TEXT, _PROCESSOR = "visionmlp_text", "visionmlp_processor"
 _CODE, _DESCRIPTION = ".so", "_metadata.json"
+# PyTorch 2.6 has the other name
+_fresh_cache = getattr(torch._inductor.utils, "fresh_cache", None) or torch._inductor.utils.fresh_inductor_cache
 
 
 def check_compiler() -> None:
@@ -60,7 +62,7 @@ def compile_package(program: ExportedProgram, path: Path, text: Mapping[str, str
     buffer = io.BytesIO()
     try:
         # its usual cache keeps code and weights for ever, under one name for all weights of an architecture
-        with quiet(), torch.no_grad(), torch._inductor.utils.fresh_cache():
+        with quiet(), torch.no_grad(), _fresh_cache():
             torch._inductor.aoti_compile_and_package(program, package_path=buffer, inductor_configs=settings)
     except (CppCompileError, RuntimeError, AssertionError, OSError) as error:  # OSError: the disk is full
         raise ExportError(f"AOTInductor cannot compile this model: {first_line(error)}") from error
