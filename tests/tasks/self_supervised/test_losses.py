@@ -12,13 +12,17 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 
 from tests.golden import make_dino_loss as dino_oracle
+from visionmlp.data.transforms import Preprocessing
 from visionmlp.engine import Processes
 from visionmlp.engine.task import RunContext
 from visionmlp.errors import InvalidConfig
 from visionmlp.heads.projection import DinoHead, projector
 from visionmlp.models.registry import create_model
 from visionmlp.tasks.dino.config import DinoConfig
+from visionmlp.tasks.dino.run import dino_views
 from visionmlp.tasks.dino.task import Dino, DinoNetwork, dino_loss
+from visionmlp.tasks.moco.config import MocoConfig
+from visionmlp.tasks.moco.run import moco_views
 from visionmlp.tasks.moco.task import contrast
 from visionmlp.tasks.protocols.knn import KnnMetric, votes_of_neighbours
 from visionmlp.tasks.self_supervised.teacher import follow, spread, teacher_mode, teacher_of
@@ -237,6 +241,21 @@ def test_heads_have_the_published_layers() -> None:
     assert all(layer.bias is None for layer in wide if isinstance(layer, nn.Linear))
     assert not wide[-1].affine  # type: ignore[union-attr]
     assert math.isclose(len(list(projector(8, 8, hidden_dim=8, layers=2, last_norm=False))), 4)
+
+
+@pytest.mark.parametrize(("given", "dino", "moco"), [(None, "bicubic", "bilinear"), ("lanczos", "lanczos", "lanczos")])
+def test_views_are_resized_as_the_authors_do(given: str | None, dino: str, moco: str) -> None:
+    """Whatever the model's own images were resized with."""
+    options: dict[str, Any] = {"model": "resmlp_test", "data": "x", "output": "y", "interpolation": given}
+    preprocessing = Preprocessing(
+        input_size=(3, 32, 32), mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="nearest", crop_pct=1.0
+    )
+    for views, name in (
+        (dino_views(DinoConfig.from_plain(options), preprocessing, (16, 16)), dino),
+        (moco_views(MocoConfig.from_plain(options), preprocessing), moco),
+    ):
+        crops: list[Any] = [view.transforms[0] for view in views.transforms]  # type: ignore[attr-defined]
+        assert {crop.interpolation.value for crop in crops} == {name}
 
 
 def test_heads_in_half_precision_stay_finite() -> None:

@@ -70,9 +70,12 @@ def local_crop_size(config: DinoConfig, backbone: Backbone) -> tuple[int, int]:
 
 
 def dino_views(config: DinoConfig, preprocessing: Preprocessing, local_size: tuple[int, int]) -> Views:
-    """Two global views, then the local ones: blur always, rarely, and in half of them; solarisation in the second."""
+    """Two global views, then the local ones: blur always, rarely, and in half of them; solarisation in the second.
+
+    Bicubic as the authors', unless told otherwise.
+    """
     size = preprocessing.input_size[1:]
-    interpolation = preprocessing.interpolation
+    interpolation = config.interpolation or "bicubic"
     first = ViewAugmentation(size=size, scale=config.global_scale, interpolation=interpolation, blur=1.0, solarize=0.0)
     second = ViewAugmentation(size=size, scale=config.global_scale, interpolation=interpolation, blur=0.1, solarize=0.2)
     local = ViewAugmentation(

@@ -43,12 +43,12 @@ def moco_network(config: MocoConfig, backbone: Backbone) -> MocoNetwork:
 
 
 def moco_views(config: MocoConfig, preprocessing: Preprocessing) -> Views:
-    """Two views: blur always and rarely, solarisation in the second."""
+    """Two views: blur always and rarely, solarisation in the second; bilinear as the authors', unless told else."""
     kinds = [
         ViewAugmentation(
             size=preprocessing.input_size[1:],
             scale=config.crop_scale,
-            interpolation=preprocessing.interpolation,
+            interpolation=config.interpolation or "bilinear",
             blur=blur,
             solarize=solarize,
         )
