@@ -1,5 +1,6 @@
 """Optimizers, schedules and the moving average: timm's, from a `TrainingConfig`."""
 
+import inspect
 import math
 import warnings
 from collections.abc import Sequence
@@ -86,14 +87,15 @@ def create_schedule(optimizer: Optimizer, config: TrainingConfig, *, steps: int,
         raise InvalidConfig(
             f"warmup_epochs {config.warmup_epochs:g} is {warmup} steps, but the run has {steps}; shorten the warm-up"
         )
-    names = {"cosine": "cosine", "linear": "poly", "step": "step", "constant": "constant"}
+    names = {"cosine": "cosine", "linear": "poly", "step": "step", "constant": "step"}
+    rates = {"linear": 1.0, "constant": 1.0}  # the power of poly; steps that change nothing
     schedule, _ = create_scheduler_v2(
         optimizer,
         names[config.schedule],
         # timm's epochs are our steps, as updates_per_epoch is 1
         num_epochs=steps - warmup if config.warmup_prefix else steps,
         decay_epochs=max(1, round(config.decay_epochs * steps_per_epoch)),
-        decay_rate=1.0 if config.schedule == "linear" else config.decay_rate,  # the power, for poly
+        decay_rate=rates.get(config.schedule, config.decay_rate),
         min_lr=config.min_lr,
         warmup_lr=config.warmup_lr,
         warmup_epochs=warmup,
@@ -128,11 +130,17 @@ def clip_each_gradient(parameters: Sequence[nn.Parameter], largest: float) -> Te
 
 
 def create_ema(model: nn.Module, config: TrainingConfig) -> ModelEmaV3 | None:
-    """The moving average of weights and buffers, in float32 (bfloat16 cannot hold its small steps)."""
+    """The moving average of weights and buffers, in float32 (bfloat16 cannot hold its small steps).
+
+    Raises:
+        InvalidConfig: for weights in bfloat16, if this timm cannot average them so.
+    """
     if config.ema_decay is None:
         return None
-    dtype = torch.float32 if config.precision == "bf16-true" else None
-    return ModelEmaV3(model, decay=config.ema_decay, use_warmup=config.ema_warmup, dtype=dtype)
+    options: dict[str, Any] = {"dtype": torch.float32} if config.precision == "bf16-true" else {}
+    if options and "dtype" not in inspect.signature(ModelEmaV3).parameters:
+        raise InvalidConfig("ema_decay with precision bf16-true needs timm 1.0.31; use bf16-mixed, or upgrade timm")
+    return ModelEmaV3(model, decay=config.ema_decay, use_warmup=config.ema_warmup, **options)
 
 
 def frozen_modules(model: nn.Module) -> list[nn.Module]:
