@@ -13,7 +13,7 @@ from torch import Tensor
 from visionmlp.engine.run_folder import RunFolder, best_row
 from visionmlp.files import write_beside
 from visionmlp.report.page import write_page
-from visionmlp.report.plots import column_curves, learning_curves, new_figure, save, style
+from visionmlp.report.plots import BLUE, GREY, VERMILION, column_curves, learning_curves, new_figure, save, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -88,6 +88,51 @@ def confusion_matrix(confusion: Tensor, class_names: Sequence[str], path: Path) 
         bar = figure.colorbar(image, ax=axes, fraction=0.045, pad=0.03, label="share of the true class")
         ticks = (0, 0.01, 0.1, 0.25, 0.5, 1)
         bar.set_ticks([share**0.5 for share in ticks], labels=[f"{100 * share:g} %" for share in ticks])
+        return save(figure, path)
+
+
+def reliability_diagram(bins: Tensor, path: Path, *, ece: float) -> Path:
+    """Accuracy against confidence, bin by bin, over the shares of the images; on the diagonal is a calibrated model.
+
+    Args:
+        bins: (bins, 3) of equal width: images, sum of their confidences, and how many are right.
+        path: PNG file to write.
+        ece: expected calibration error, in percent.
+
+    Raises:
+        MissingExtra: if matplotlib is not installed.
+        RunFolderError: if the file cannot be written.
+    """
+    images, confidence, correct = bins.double().numpy().T
+    there = images > 0
+    width = 100 / len(bins)
+    centres = width * (np.arange(len(bins)) + 0.5)
+    accuracies, confidences = (100 * total[there] / images[there] for total in (correct, confidence))
+    total = images.sum().clip(min=1)
+    with style():
+        figure = new_figure(4.8, 5.8)
+        accuracy, share = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+        accuracy.bar(centres[there], accuracies, width=0.92 * width, color=BLUE, alpha=0.75, label="accuracy")
+        gap = {"color": VERMILION, "linewidth": 1.6}
+        accuracy.vlines(confidences, accuracies, confidences, **gap, label="gap to mean confidence")
+        accuracy.plot(confidences, confidences, "_", markersize=9, markeredgewidth=1.6, color=VERMILION)
+        accuracy.plot([0, 100], [0, 100], color=GREY, linestyle="--", linewidth=1)
+        accuracy.set(
+            title=f"Expected calibration error {ece:.2f} %, {images.sum():.0f} images",
+            ylabel="accuracy (%)",
+            xlim=(0, 100),
+            ylim=(0, 100),
+        )
+        share.bar(centres, 100 * images / total, width=0.92 * width, color=GREY)
+        means = {"accuracy": (BLUE, "-", correct), "confidence": (VERMILION, "--", confidence)}
+        for name, (colour, line, values) in means.items():
+            mean = 100 * values.sum() / total
+            share.axvline(mean, color=colour, linestyle=line, label=f"mean {name} {mean:.1f} %")
+        share.set(xlabel="confidence (%)", ylabel="images (%)")
+        for axes in (accuracy, share):
+            axes.set_axisbelow(True)
+        # outside, since bars may be anywhere within
+        figure.legend(loc="outside lower center", ncols=2)
         return save(figure, path)
 
 
