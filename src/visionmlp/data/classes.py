@@ -93,6 +93,16 @@ def imagenet_outputs(class_names: Sequence[str] | None, num_classes: int) -> lis
     return [by_synset[synset] for synset in imagenet]
 
 
+def described(names: Sequence[str]) -> list[str]:
+    """Names for people: ImageNet's first word for each class, if these are its synsets; other names as they are."""
+    imagenet = ImageNetInfo()
+    synsets = _synsets(names)
+    words = dict(zip(imagenet.label_names(), imagenet.label_descriptions(), strict=True))
+    if synsets is None or not words.keys() >= set(synsets):
+        return list(names)
+    return [words[synset].partition(",")[0] for synset in synsets]
+
+
 def are_numbers(names: Sequence[str]) -> bool:
     """Whether all classes are called by a number, with or without leading zeros."""
     return all(name.isascii() and name.isdecimal() for name in names)
