@@ -37,7 +37,9 @@ def read_real_labels(path: Path) -> list[list[int]]:
             f"{path} has {len(entries)} entries, but ImageNet has {IMAGES} validation images; take the whole real.json"
         )
     for number, entry in enumerate(entries, 1):
-        if not isinstance(entry, list) or not all(type(label) is int and 0 <= label < IMAGENET_CLASSES for label in entry):
+        if not isinstance(entry, list) or not all(
+            type(label) is int and 0 <= label < IMAGENET_CLASSES for label in entry
+        ):
             raise DataError(
                 f"{path}: the entry of image {number} is no list of class numbers from 0 to {IMAGENET_CLASSES - 1}"
             )

@@ -62,6 +62,8 @@ def _evaluate(options: ClassifyEvalOptions) -> Scores:
         for name in ("real_labels", "ten_crop", "crop_pct", "force"):
             if getattr(options, name):
                 raise InvalidConfig(f"--{name.replace('_', '-')} is about a model's own classes; leave out --protocol")
+        if options.protocol == "knn" and options.output is not None:
+            raise InvalidConfig("--protocol knn writes nothing; leave out --output")
         from visionmlp.tasks.protocols.served import scores as protocol_scores
 
         return protocol_scores(options)

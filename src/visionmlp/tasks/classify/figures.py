@@ -117,7 +117,11 @@ def _list_mistakes(axes: "Axes", counts: np.ndarray, names: Sequence[str]) -> No
     mistakes = counts - np.diag(np.diag(counts))
     order = np.argsort(-mistakes, axis=None, kind="stable")[:_LISTED_MISTAKES]
     axes.set_axis_off()
-    axes.set(title="Most frequent mistakes: true class \N{RIGHTWARDS ARROW} predicted", xlim=(0, 1), ylim=(_LISTED_MISTAKES, -0.5))
+    axes.set(
+        title="Most frequent mistakes: true class \N{RIGHTWARDS ARROW} predicted",
+        xlim=(0, 1),
+        ylim=(_LISTED_MISTAKES, -0.5),
+    )
     for line, cell in enumerate(order.tolist()):
         true, predicted = divmod(cell, len(counts))
         if not mistakes[true, predicted]:
