@@ -26,8 +26,8 @@ from visionmlp.errors import DataError
 class Batch(NamedTuple):
     """Images (B, C, H, W) and class numbers (B,), with the images met on the way that cannot be read or are odd.
 
-    ``keys`` (B, 3), int64, say what each sample depends on beside seed and transform: the epoch, the position there, and
-    the index in the source of the image that was read. In evaluation the epoch is 0, and the position the index.
+    ``keys`` (B, 3), int64, say what each sample depends on beside seed and transform: the epoch, the position there,
+    and the index in the source of the image that was read. In evaluation the epoch is 0, and the position the index.
     """
 
     images: Tensor

@@ -1,4 +1,4 @@
-"""ReaL, the reassessed labels of ImageNet's validation images (Beyer et al., arXiv 2006.07159): a set for each image."""
+"""ReaL: ImageNet's validation images with a reassessed set of labels each (Beyer et al., arXiv 2006.07159)."""
 
 import json
 import re
@@ -91,7 +91,7 @@ def _check_agreement(source: ImageSource, path: Path, answers: Sequence[Sequence
     ]
     if len(labelled) >= _ENOUGH and sum(labelled) < _AGREEMENT * len(labelled):
         raise DataError(
-            f"{path} does not fit {len(labelled)} images: only {100 * sum(labelled) / len(labelled):.1f} % have the class "
-            "of their folder among their ReaL labels (of ImageNet about 90 %); the file is in another order, or the "
-            "images lie in wrong folders"
+            f"{path} does not fit: of {len(labelled)} images only {100 * sum(labelled) / len(labelled):.1f} % have "
+            "the class of their folder among their ReaL labels (of ImageNet about 90 %); the file is in another order, "
+            "or the images lie in wrong folders"
         )

@@ -62,7 +62,7 @@ class Preprocessing:
         return transforms.Compose([_WithoutEnds(self.input_size[1:]), *steps.transforms])
 
     def ten_crop(self) -> Transform:
-        """Ten crops: image to (10, C, H, W), the four corners and the centre of `transform`'s resized image, and mirrored.
+        """Image to (10, C, H, W): the four corners and the centre of `transform`'s resized image, and these mirrored.
 
         The image is resized as in `transform`, its short side to the input's over ``crop_pct``, and each crop has the
         input's size. Krizhevsky et al. (2012) have 256 and 224, a ``crop_pct`` of 0.875.

@@ -112,8 +112,8 @@ def read_dataset_scatter(
         if missing := [dataset for dataset in datasets if dataset not in of_model]:
             model, form, weights, crops, crop_pct = identity
             raise InvalidConfig(
-                f"{model} ({form} form, {weights}, {crops} crop{'s' * (crops != 1)}, crop_pct {crop_pct}) has no score on "
-                f"{_full(missing[0])}; evaluate it there in the same way, or leave it out"
+                f"{model} ({form} form, {weights}, {crops} crop{'s' * (crops != 1)}, crop_pct {crop_pct}) has no score "
+                f"on {_full(missing[0])}; evaluate it there in the same way, or leave it out"
             )
     points = _points(scores, x, y)
     x_name, y_name = _axis_names(x, y)

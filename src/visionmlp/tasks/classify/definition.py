@@ -35,9 +35,9 @@ class ClassifyEvalOptions(ProtocolOptions):
         "side of a crop over the short side that the image is resized to; default: the model's own", None
     )
     output: str | None = option(
-        "folder for scores, confusion matrix and reliability diagram (eval.json, confusion.csv and .png, calibration.csv, "
-        "reliability.png); default: nothing is written. Of --protocol linear the run folder; default: the folder linear "
-        "beside the weights",
+        "folder for scores, confusion matrix and reliability diagram (eval.json, confusion.csv and .png, "
+        "calibration.csv, reliability.png); default: nothing is written. Of --protocol linear the run folder; default: "
+        "the folder linear beside the weights",
         None,
         metavar="FOLDER",
     )

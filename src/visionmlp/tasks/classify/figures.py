@@ -123,7 +123,7 @@ def _list_mistakes(axes: "Axes", counts: np.ndarray, names: Sequence[str]) -> No
         ylim=(_LISTED_MISTAKES, -0.5),
     )
     for line, cell in enumerate(order.tolist()):
-        true, predicted = divmod(cell, len(counts))
+        true, predicted = divmod(int(cell), len(counts))
         if not mistakes[true, predicted]:
             break
         share = f"{mistakes[true, predicted]:.0f} of {counts[true].sum():.0f}"

@@ -70,9 +70,9 @@ class ClassificationMetric(Sums):
 class CalibrationMetric(Sums):
     """``ece``, the expected calibration error in percent, and what a reliability diagram shows.
 
-    Images fall into 15 bins of equal width, (m/15, (m+1)/15], by their confidence, the largest probability. The error is
-    the distance between accuracy and mean confidence of a bin, averaged with the shares of the images as weights
-    (Guo et al., arXiv 1706.04599, equations 2 and 3).
+    Images fall into 15 bins of equal width, (m/15, (m+1)/15], by their confidence, the largest probability. The error
+    is the distance between accuracy and mean confidence of a bin, averaged over the bins with their shares of the
+    images as weights (Guo et al., arXiv 1706.04599, equations 2 and 3).
     """
 
     def __init__(self) -> None:
