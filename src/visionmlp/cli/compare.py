@@ -46,8 +46,8 @@ COMPARE = plain_command(
     compare,
     summary="several runs on one page, or several models on two datasets",
     description=(
-        "Draw the curves of several runs together, with their best evaluations and the options that differ. From files "
-        "of eval --output, draw accuracy on one dataset against another, such as ImageNet-V2 against ImageNet."
+        "Draw the curves of several runs together, with their best evaluations and the options that differ.\n\n"
+        "From the eval.json of eval --output: draw accuracy on one dataset against another, such as ImageNet-V2."
     ),
     examples=[
         "compare runs/a runs/b --output ab.html",
