@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from visionmlp.data import Preprocessing
 from visionmlp.deploy.session import preprocessing_of
 from visionmlp.errors import InvalidConfig
 from visionmlp.measure.timing import open_device
@@ -70,7 +71,7 @@ def scores(options: ClassifyEvalOptions) -> Scores:
         "data": data,
         "split": options.split,
         "crops": 10 if options.ten_crop else 1,
-        "crop_pct": preprocessing["crop_pct"],
+        "crop_pct": Preprocessing.from_saved(preprocessing).crop_pct,
         **{name: result[name] for name in ("top1", "top5", "loss", "ece")},
         **({} if result["real"] is None else {name: result[name] for name in ("real", "real_images", "real_empty")}),
         "images": result["images"],
