@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from timm.data import ImageNetInfo
 
-from visionmlp.data.classes import names_of_outputs, outputs_by_name
+from visionmlp.data.classes import described, imagenet_outputs, names_of_outputs, outputs_by_name
 from visionmlp.data.named import DigitsSource
 from visionmlp.data.sources import open_evaluation_data
 from visionmlp.errors import DataError
@@ -107,3 +107,71 @@ def test_a_dataset_with_numbers_of_its_own_needs_a_model_of_as_many_outputs() ->
         digits.use_classes(None, 9)
     with pytest.raises(DataError, match="has class 'digit 0', which is none of the 10 classes"):
         digits.use_classes([str(digit) for digit in range(10)], 10)
+
+
+@pytest.fixture(scope="module")
+def imagenet_v2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An image in each of the folders 0 to 999."""
+    root = tmp_path_factory.mktemp("v2")
+    for number in range(1000):
+        (root / str(number)).mkdir()
+        (root / str(number) / f"{number:04d}.png").touch()
+    return root
+
+
+@pytest.mark.parametrize(
+    ("names", "shift"),
+    [
+        (None, 0),
+        (WORDS, 0),
+        (SYNSETS, 0),
+        (SYNSETS, 700),  # a model may have them in another order
+        ([f"{number:03d}" for number in range(1000)], 1),
+    ],
+    ids=["unnamed", "words", "synsets", "shifted synsets", "shifted numbers"],
+)
+def test_imagenet_v2s_folders_are_numbers_of_imagenets_classes(
+    imagenet_v2: Path, names: list[str] | None, shift: int
+) -> None:
+    turned = names and [*names[shift:], *names[:shift]]
+    source = open_evaluation_data(str(imagenet_v2), class_names=turned, num_classes=1000)
+    assert len(source) == 1000
+    for index in range(1000):
+        number = int(Path(source.name(index)).parent.name)  # not the order of strings, and not that of the model
+        assert source.label(index) == (number - shift) % 1000
+    if turned:
+        assert source.class_names == turned
+
+
+def test_numbers_that_are_not_all_of_imagenets_are_refused_by_name(imagenet_v2: Path, tmp_path: Path) -> None:
+    some = [str(number) for number in range(1000) if number not in (5, 17)]
+    for names in (some, [*some, "5", "1000"]):
+        for class_names in (None, SYNSETS):
+            folder = tmp_path / str(len(names))
+            if not folder.exists():
+                for name in names:
+                    (folder / name).mkdir(parents=True)
+                    (folder / name / "x.png").touch()
+            gap = "5 and 1 more are missing" if len(names) == 998 else "1000 is none of them"
+            with pytest.raises(DataError, match=gap):
+                labels(folder, class_names, 1000)
+    # of these models nobody knows that they are for ImageNet
+    with pytest.raises(DataError, match="which is none of the 1000 classes"):
+        labels(imagenet_v2, [*SYNSETS[:-1], "n00000000"], 1000)
+    with pytest.raises(DataError, match="the model does not say what its 21843 outputs are"):
+        labels(imagenet_v2, None, 21843)
+
+
+def test_outputs_of_imagenets_classes() -> None:
+    assert imagenet_outputs(None, 1000) == imagenet_outputs(SYNSETS, 1000) == list(range(1000))
+    assert imagenet_outputs(WORDS, 1000) == list(range(1000))
+    assert imagenet_outputs(SYNSETS[::-1], 1000) == list(range(999, -1, -1))
+    assert imagenet_outputs([str(999 - number) for number in range(1000)], 1000) == list(range(999, -1, -1))
+    for names, outputs in ((None, 999), (WORDS[::-1], 1000), ([*SYNSETS[:-1], SYNSETS[0]], 1000)):
+        assert imagenet_outputs(names, outputs) is None
+
+
+def test_synsets_are_described_and_other_names_left_alone() -> None:
+    assert described(["n02102040", "n03888257"]) == ["English springer", "parachute"]
+    for names in (["cat", "n02102040"], ["n00000000"]):
+        assert described(names) == names

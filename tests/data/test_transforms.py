@@ -1,6 +1,7 @@
 """Every augmentation option reaches the image."""
 
 import dataclasses
+import pickle
 from typing import Any, Literal
 
 import numpy as np
@@ -8,9 +9,11 @@ import pytest
 import torch
 from PIL import Image
 from timm.data import create_transform
+from torchvision import transforms
 
 from visionmlp.data import Augmentation, Preprocessing
 from visionmlp.data.seeding import seeded
+from visionmlp.errors import InvalidConfig
 from visionmlp.recipes import RECIPES, ClassifyConfig
 from visionmlp.recipes.register import defaults_of
 
@@ -155,3 +158,37 @@ def test_preprocessing_is_timms_resize_crop_normalise() -> None:
     assert result.shape == (1, 8, 8)
     assert result.mean().item() == pytest.approx(1.5, abs=0.1)
     assert preprocessing.mode == "L"
+
+
+@pytest.mark.parametrize(("size", "crop_pct"), [((3, 16, 16), 0.875), ((3, 12, 16), 0.6)])
+def test_ten_crops_are_corners_and_centre_of_the_resized_image_and_mirrored(
+    size: tuple[int, int, int], crop_pct: float
+) -> None:
+    preprocessing = Preprocessing(input_size=size, mean=(0.1, 0.2, 0.3), std=(0.5,) * 3, crop_pct=crop_pct)
+    height, width = size[1:]
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (45, 33, 3), dtype=np.uint8))
+    crops = preprocessing.ten_crop()(image)
+    assert crops.shape == (10, *size)
+    whole_steps: Any = create_transform(**{**preprocessing.to_saved(), "separate": False})
+    resized = whole_steps.transforms[0](image)
+    pixels = (np.asarray(resized).transpose(2, 0, 1) / 255 - np.array([0.1, 0.2, 0.3])[:, None, None]) / 0.5
+    if height == width:
+        assert min(resized.size) == int(16 / crop_pct)
+    bottom, right = pixels.shape[1] - height, pixels.shape[2] - width
+    centre = (round(bottom / 2), round(right / 2))
+    for k, (top, left) in enumerate([(0, 0), (0, right), (bottom, 0), (bottom, right), centre]):
+        view = pixels[:, top : top + height, left : left + width]
+        np.testing.assert_allclose(crops[k], view, atol=1e-6)
+        mirrored = pixels[:, :, ::-1][:, top : top + height, left : left + width]
+        np.testing.assert_allclose(crops[5 + k], mirrored, atol=1e-6)
+    theirs = transforms.Compose([*whole_steps.transforms[:1], transforms.TenCrop((height, width))])(image)
+    last = transforms.Compose(whole_steps.transforms[2:])
+    assert torch.equal(crops, torch.stack([last(crop) for crop in theirs]))
+    assert torch.equal(crops[4], preprocessing.transform()(image))
+    assert torch.equal(pickle.loads(pickle.dumps(preprocessing.ten_crop()))(image), crops)  # for spawned workers
+
+
+def test_ten_crops_without_room_between_them_are_refused() -> None:
+    for crop_pct in (1.0, 0.99):
+        with pytest.raises(InvalidConfig, match="ten crops need an image that is larger than a crop"):
+            dataclasses.replace(PREPROCESSING, crop_pct=crop_pct).ten_crop()

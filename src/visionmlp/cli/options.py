@@ -35,10 +35,24 @@ class CheckDataOptions:
 class CompareOptions:
     """Options of ``compare``."""
 
-    runs: tuple[str, ...] = option("run folders, two to twelve", metavar="RUN", positional=True)
-    output: Path = option("page to write", Path("comparison.html"), metavar="FILE.html")
-    metric: str | None = option("column of metrics.csv; default: the first that all runs have", None, metavar="NAME")
-    force: bool = option("overwrite the page if it exists", False)
+    runs: tuple[str, ...] = option(
+        "run folders, two to twelve; or the eval.json of several models on two datasets each",
+        metavar="RUN",
+        positional=True,
+    )
+    output: Path | None = option(
+        "page to write, or of eval.json the figure; default: comparison.html, comparison.png", None, metavar="FILE"
+    )
+    metric: str | None = option(
+        "column of metrics.csv; default: the first that all runs have; of eval.json: top1, top5, real, loss or ece; "
+        "default: top1",
+        None,
+        metavar="NAME",
+    )
+    x_data: str | None = option(
+        "dataset of the x axis, as in eval.json; default: that of the first file", None, metavar="DATA"
+    )
+    force: bool = option("overwrite the output if it exists", False)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -26,8 +26,8 @@ from visionmlp.errors import DataError
 class Batch(NamedTuple):
     """Images (B, C, H, W) and class numbers (B,), with the images met on the way that cannot be read or are odd.
 
-    In training ``keys`` (B, 3), int64, say what each sample depends on beside seed and transform: the epoch, the
-    position there, and the index in the source of the image that was read.
+    ``keys`` (B, 3), int64, say what each sample depends on beside seed and transform: the epoch, the position there,
+    and the index in the source of the image that was read. In evaluation the epoch is 0, and the position the index.
     """
 
     images: Tensor
@@ -94,7 +94,7 @@ class _EvaluationSamples(Dataset[_Sample]):
         image, notes = self.images.read(index)
         if isinstance(image, BadImage):
             return _Sample(None, -1, (image,))
-        return _Sample(self.transform(image), self.images.source.label(index), (), notes)
+        return _Sample(self.transform(image), self.images.source.label(index), (), notes, _Key(0, index, index))
 
 
 class EpochOrder(Sampler[list[_Key]]):

@@ -3,7 +3,7 @@
 import os
 import warnings
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from visionmlp.data.files import FoundImages, find_images, most_common
@@ -20,8 +20,8 @@ class FolderSource(LabelledImages):
 
     class_word = "class folder"
 
-    def __init__(self, folder: Path) -> None:
-        found = find_images(folder)
+    def __init__(self, folder: Path, found: FoundImages | None = None) -> None:
+        found = find_images(folder) if found is None else found
         self.folder, self.images = folder, found.images
         if not self.images:
             raise DataError(f"no images in {folder}; it must hold one sub-folder of images for each class{_but(found)}")
@@ -74,6 +74,44 @@ class FolderSource(LabelledImages):
         """Name class folders without an image, which are not evaluated."""
         if self.empty:
             warnings.warn(f"{self.folder}: no image in class folder {_first(self.empty)}", stacklevel=2)
+
+
+class FlatFolder(LabelledImages):
+    """Images of unknown class, which lie in one folder; their label is -1."""
+
+    def __init__(self, folder: Path, found: FoundImages) -> None:
+        self.folder, self.images = folder, found.images
+        super().__init__(str(folder), [-1] * len(found.images), [])
+        if found.notes:
+            warnings.warn(f"{folder}: {'; '.join(found.notes)}", stacklevel=3)
+
+    def name(self, index: int) -> str:
+        """Path of the file."""
+        return os.path.join(self.folder, self.images[index])
+
+    def keys(self) -> Iterable[str]:
+        """Names."""
+        return self.images
+
+    def read(self, index: int) -> Path:
+        """The file."""
+        return Path(self.name(index))
+
+    def use_classes(self, class_names: Sequence[str] | None, num_classes: int) -> None:
+        """Take the model's names; no image has one of its classes."""
+        self.class_names = list(class_names or map(str, range(num_classes)))
+
+
+def open_flat_or_classes(folder: Path) -> LabelledImages:
+    """A folder of images, or of class folders.
+
+    Raises:
+        DataError: as `FolderSource`, and for a folder that holds both.
+    """
+    found = find_images(folder)
+    if found.images and not any("/" in image for image in found.images):
+        return FlatFolder(folder, found)
+    return FolderSource(folder, found)
 
 
 def _first(empty: dict[str, Counter[str]]) -> str:

@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 from PIL import Image
 
-from visionmlp.data.classes import names_of_outputs, outputs_by_name
+from visionmlp.data.classes import are_numbers, gap_in_numbers, names_of_outputs, outputs_by_name
 from visionmlp.data.summary import DataSummary
 from visionmlp.errors import DataError
 
@@ -78,6 +78,8 @@ class LabelledImages(abc.ABC):
         if (names := names_of_outputs(self.class_names, num_classes)) is not None:
             return names
         numbers = f"0 to {num_classes - 1}"
+        if are_numbers(self.class_names) and (gap := gap_in_numbers(self.class_names, num_classes)) is not None:
+            numbers += f" ({gap})"
         accepted = f"by ImageNet's synsets (n01440764, ...) or {numbers}" if num_classes == 1000 else numbers
         raise DataError(
             f"{self.title} has {self.class_word} {self.class_names[0]!r}, but the model does not say what its "

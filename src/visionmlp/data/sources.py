@@ -9,7 +9,7 @@ from typing import BinaryIO, Protocol
 
 from PIL import Image
 
-from visionmlp.data.folders import FolderSource
+from visionmlp.data.folders import FolderSource, open_flat_or_classes
 from visionmlp.data.labelled import LabelledImages
 from visionmlp.data.named import TORCH_NAMES, DigitsSource, HuggingFaceSource, TorchSource
 from visionmlp.data.shards import ShardSource
@@ -82,6 +82,7 @@ def open_evaluation_data(
     class_names: Sequence[str] | None = None,
     num_classes: int | None = None,
     download: bool = False,
+    flat: bool = False,
 ) -> ImageSource:
     """Open images to evaluate a model on.
 
@@ -92,6 +93,7 @@ def open_evaluation_data(
         class_names: of the model's outputs, if they have names; classes are numbered by them.
         num_classes: how many outputs the model has; without it or names, labels are those of the dataset, unchecked.
         download: as in `open_training_data`.
+        flat: whether images may lie in the folder itself, without classes; their labels are -1 then.
 
     Raises:
         DataError: as in `open_training_data`, and for classes of which it is not certain which output they are.
@@ -100,7 +102,9 @@ def open_evaluation_data(
         raise DataError(f"unknown split {split!r}; give train, validation or test")
     folder = (root or Path()) / data
     if folder.is_dir() and not any((folder / name).is_dir() for name in (*TRAIN_NAMES, *EVALUATION_NAMES)):
-        source: LabelledImages = FolderSource(folder)
+        source: LabelledImages = open_flat_or_classes(folder) if flat else FolderSource(folder)
+    elif flat and folder.is_dir():
+        source = open_flat_or_classes(_split_folder(folder, split))
     else:
         source = _open(data, root, split, download)
     if isinstance(source, FolderSource):

@@ -2,9 +2,10 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
+import torch
 from PIL import Image
 from timm.data import auto_augment, create_transform
 from timm.data.transforms import str_to_interp_mode
@@ -59,6 +60,26 @@ class Preprocessing:
         """Resize, central crop, normalise: image to (C, H, W). timm's, behind a step that bounds its memory."""
         steps: Any = create_transform(**self._timm_arguments())
         return transforms.Compose([_WithoutEnds(self.input_size[1:]), *steps.transforms])
+
+    def ten_crop(self) -> Transform:
+        """Image to (10, C, H, W): the four corners and the centre of `transform`'s resized image, and these mirrored.
+
+        The image is resized as in `transform`, its short side to the input's over ``crop_pct``, and each crop has the
+        input's size. Krizhevsky et al. (2012) have 256 and 224, a ``crop_pct`` of 0.875.
+
+        Raises:
+            InvalidConfig: if ``crop_pct`` leaves no room between the crops.
+        """
+        if any(math.floor(side / self.crop_pct) <= side for side in self.input_size[1:]):
+            raise InvalidConfig(
+                f"ten crops need an image that is larger than a crop, but crop_pct is {self.crop_pct:g}: "
+                "give a smaller one, such as --crop-pct 0.875"
+            )
+        steps: Any = self.transform()
+        *resize, centre, to_tensor, normalise = steps.transforms
+        assert isinstance(centre, transforms.CenterCrop)
+        each = transforms.Compose([to_tensor, normalise])
+        return transforms.Compose([*resize, transforms.TenCrop(self.input_size[1:]), _Stacked(each)])
 
     def _timm_arguments(self) -> dict[str, Any]:
         return {name: value for name, value in dataclasses.asdict(self).items() if name != "exif_orientation"}
@@ -153,6 +174,16 @@ class _WithoutEnds:
             return image
         start, end = (long - kept) // 2, (long + kept) // 2
         return image.crop((start, 0, end, short) if image.width > image.height else (0, start, short, end))
+
+
+class _Stacked:
+    """Several crops to tensors in one."""
+
+    def __init__(self, each: Transform) -> None:
+        self.each = each
+
+    def __call__(self, crops: Sequence[Image.Image]) -> Tensor:
+        return torch.stack([self.each(crop) for crop in crops])
 
 
 def _operations(colour: transforms.Compose) -> Iterator[auto_augment.AugmentOp]:

@@ -34,7 +34,8 @@ def read_run(folder: Path) -> ComparedRun:
     """
     run = RunFolder(folder)
     if not (folder / "config.yaml").is_file():
-        raise RunFolderError(f"{folder} is no run folder: it has no config.yaml")
+        hint = f"; give {folder / 'eval.json'} to compare scores" if (folder / "eval.json").is_file() else ""
+        raise RunFolderError(f"{folder} is no run folder: it has no config.yaml{hint}")
     evaluations = run.metrics.rows()
     if not evaluations:
         raise RunFolderError(f"{folder} has no evaluation yet, so there is nothing to compare")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BLUE, VERMILION, GREY = "#0072B2", "#D55E00", "#666666"
-_RUN_COLOURS = (BLUE, VERMILION, "#009E73", "#CC79A7", "#000000", "#E69F00")
+RUN_COLOURS = (BLUE, VERMILION, "#009E73", "#CC79A7", "#000000", "#E69F00")
 _STYLE = {
     "font.size": 9,
     "axes.titlesize": 9,
@@ -119,7 +119,7 @@ def run_curves(runs: Mapping[str, tuple[Rows, Rows]], path: Path, *, metric: str
         figure = new_figure(9.6, 3.6)
         loss, quality = figure.subplots(1, 2)
         for index, (name, (training, evaluations)) in enumerate(runs.items()):
-            look = {"color": _RUN_COLOURS[index % 6], "linestyle": ("-", "--")[index // 6 % 2]}
+            look = {"color": RUN_COLOURS[index % 6], "linestyle": ("-", "--")[index // 6 % 2]}
             printed = name.encode(errors="backslashreplace").decode().replace("$", r"\$")
             loss.plot(*curve(training, "loss"), **look, linewidth=1.1)
             quality.plot(*curve(evaluations, metric), **look, label=printed)

@@ -6,7 +6,8 @@ from visionmlp.lazy import lazy_names
 
 if TYPE_CHECKING:
     from visionmlp.tasks.classify.config import ClassifyConfig
-    from visionmlp.tasks.classify.run import Evaluation, TrainResult, evaluate, read_config, train
+    from visionmlp.tasks.classify.evaluation import Evaluation, evaluate
+    from visionmlp.tasks.classify.run import TrainResult, read_config, train
 
 __all__ = ["ClassifyConfig", "Evaluation", "TrainResult", "evaluate", "read_config", "train"]
 
@@ -15,9 +16,9 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "ClassifyConfig": "visionmlp.tasks.classify.config",
-        "Evaluation": "visionmlp.tasks.classify.run",
+        "Evaluation": "visionmlp.tasks.classify.evaluation",
         "TrainResult": "visionmlp.tasks.classify.run",
-        "evaluate": "visionmlp.tasks.classify.run",
+        "evaluate": "visionmlp.tasks.classify.evaluation",
         "read_config": "visionmlp.tasks.classify.run",
         "train": "visionmlp.tasks.classify.run",
     },

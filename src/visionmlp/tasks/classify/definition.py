@@ -1,9 +1,13 @@
 """Image classification as the command line knows it."""
 
+# ruff: noqa: RUF009 (`option` returns a dataclass field)
+
 import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from visionmlp.errors import InvalidConfig
 from visionmlp.tasks.classify.config import ClassifyConfig
 from visionmlp.tasks.definition import Scores, TaskDefinition
 from visionmlp.tasks.options import PredictOptions, option
@@ -12,6 +16,32 @@ from visionmlp.tasks.protocols.options import ProtocolOptions
 if TYPE_CHECKING:
     from visionmlp.tasks.classify.predict import Prediction
     from visionmlp.tasks.classify.run import TrainResult
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClassifyEvalOptions(ProtocolOptions):
+    """Options of ``eval`` for a classifier."""
+
+    real_labels: Path | None = option(
+        "also score ImageNet's validation images by their ReaL labels: the authors' real.json. Images are found by the "
+        "number in their names, and may then lie in one folder, without classes",
+        None,
+        metavar="FILE",
+    )
+    ten_crop: bool = option(
+        "average the probabilities of four corners and the centre, and mirrored; --crop-pct says how far apart", False
+    )
+    crop_pct: float | None = option(
+        "side of a crop over the short side that the image is resized to; default: the model's own", None
+    )
+    output: str | None = option(
+        "folder for scores, confusion matrix and reliability diagram (eval.json, confusion.csv and .png, "
+        "calibration.csv, reliability.png); default: nothing is written. Of --protocol linear the run folder; default: "
+        "the folder linear beside the weights",
+        None,
+        metavar="FOLDER",
+    )
+    force: bool = option("overwrite these files if they exist", False)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,8 +57,13 @@ def _train(config: ClassifyConfig, *, resume: bool) -> "TrainResult":
     return train(config, resume=resume)
 
 
-def _evaluate(options: ProtocolOptions) -> Scores:
+def _evaluate(options: ClassifyEvalOptions) -> Scores:
     if options.protocol is not None:
+        for name in ("real_labels", "ten_crop", "crop_pct", "force"):
+            if getattr(options, name):
+                raise InvalidConfig(f"--{name.replace('_', '-')} is about a model's own classes; leave out --protocol")
+        if options.protocol == "knn" and options.output is not None:
+            raise InvalidConfig("--protocol knn writes nothing; leave out --output")
         from visionmlp.tasks.protocols.served import scores as protocol_scores
 
         return protocol_scores(options)
@@ -48,7 +83,7 @@ TASK = TaskDefinition(
     summary="one class for an image",
     config=ClassifyConfig,
     train=_train,
-    eval_options=ProtocolOptions,
+    eval_options=ClassifyEvalOptions,
     evaluate=_evaluate,
     predict_options=ClassifyPredictOptions,
     predict=_predict,

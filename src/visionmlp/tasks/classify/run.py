@@ -1,36 +1,25 @@
-"""Train and evaluate image classifiers."""
+"""Train image classifiers."""
 
 import contextlib
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict, cast
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from visionmlp.data import (
-    BadImageLog,
-    Batch,
-    EvaluationBatches,
-    Preprocessing,
-    open_evaluation_data,
-)
-from visionmlp.data.policy import OnBadImage
+from visionmlp.data import BadImageLog, Preprocessing
 from visionmlp.data.sources import ImageSource
 from visionmlp.data.summary import RunData
-from visionmlp.deploy.session import SessionModel, preprocessing_of
 from visionmlp.engine import RunFolder, fit
-from visionmlp.engine import evaluate as evaluate_task
 from visionmlp.engine.launch import launch, on_rank_zero
 from visionmlp.errors import require
 from visionmlp.models.backbone import Backbone
-from visionmlp.models.checkpoint import (
-    CheckpointInfo,
-    save_checkpoint,
-)
+from visionmlp.models.checkpoint import save_checkpoint
 from visionmlp.tasks.building import build_backbone, evaluation_batches, open_data, training_batches
 from visionmlp.tasks.classify.config import ClassifyConfig
 from visionmlp.tasks.classify.distillation import Distillation, open_distillation
+from visionmlp.tasks.classify.evaluation import Evaluation, evaluate
 from visionmlp.tasks.classify.figures import write_confusion, write_report
 from visionmlp.tasks.classify.metrics import ClassificationMetric
 from visionmlp.tasks.classify.task import Classification
@@ -59,23 +48,6 @@ class TrainResult:
     """Of this process among those that trained together."""
 
 
-class Evaluation(TypedDict):
-    """A model on a dataset."""
-
-    top1: float
-    """Percent."""
-    top5: float
-    """Percent."""
-    loss: float
-    """Cross-entropy."""
-    images: int
-    skipped: int
-    """Images that could not be read."""
-    confusion: Tensor
-    """(K, K), int64: true classes in rows, predictions in columns."""
-    class_names: list[str]
-
-
 def train(config: ClassifyConfig, *, resume: bool = False) -> TrainResult:
     """Train a classifier into a run folder.
 
@@ -89,68 +61,6 @@ def train(config: ClassifyConfig, *, resume: bool = False) -> TrainResult:
     """
     require("matplotlib", extra="plots")  # now rather than behind the training
     return launch(config, lambda fabric: _train(fabric, config, resume))
-
-
-def evaluate(
-    model: Backbone | SessionModel,
-    info: CheckpointInfo,
-    *,
-    data: str,
-    data_root: Path | None = None,
-    split: str = "validation",
-    batch_size: int = 64,
-    num_workers: int = 0,
-    on_bad_image: OnBadImage = "stop",
-) -> Evaluation:
-    """Evaluate a classifier, in either form, on the device that it is on.
-
-    Args:
-        model: from `visionmlp.load_model`, or an exported file at work.
-        info: says how images are prepared, and the names of the classes.
-        data: dataset, as in `ClassifyConfig`; a folder may also hold the class folders themselves.
-        data_root: as in `ClassifyConfig`.
-        split: ``validation``, ``train`` or ``test``.
-        batch_size: images at a time.
-        num_workers: processes that load images.
-        on_bad_image: ``stop`` or ``skip``.
-
-    Raises:
-        DataError: if the data cannot be used, or has classes that the model lacks.
-        InvalidConfig: for a number that breaks its rule.
-    """
-    ClassifyConfig.require(batch_size >= 1, f"batch_size must be at least 1, got {batch_size}")
-    ClassifyConfig.require(num_workers >= 0, f"num_workers must not be negative, got {num_workers}")
-    source = open_evaluation_data(
-        data, split=split, root=data_root, class_names=info.class_names, num_classes=model.num_classes
-    )
-    preprocessing = Preprocessing.from_saved(preprocessing_of(model, info))
-    batches = EvaluationBatches(
-        source,
-        preprocessing.transform(),
-        batch_size=batch_size,
-        mode=preprocessing.mode,
-        exif_orientation=preprocessing.exif_orientation,
-        bad_images=BadImageLog(on_bad_image),
-        num_workers=num_workers,
-    )
-    like = next(model.parameters())
-    task = Classification(model.num_classes)
-
-    def prepare(batch: Batch) -> Batch:
-        return batch._replace(images=batch.images.to(like), labels=batch.labels.to(like.device))
-
-    with contextlib.closing(batches):
-        metric = cast("ClassificationMetric", evaluate_task(task, model, batches, prepare=prepare))
-    metrics = metric.compute()
-    return Evaluation(
-        top1=metrics["top1"],
-        top5=metrics["top5"],
-        loss=metrics["loss"],
-        images=metric.images,
-        skipped=len(source) - metric.images,
-        confusion=metric.confusion,
-        class_names=source.class_names,
-    )
 
 
 def read_config(folder: Path) -> ClassifyConfig:
