@@ -5,7 +5,7 @@ Source: RepMLPNet (arXiv 2112.11081), Local Perceptron of section 4.1 (Eqs. 13-1
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from timm.layers import register_notrace_function
@@ -91,7 +91,8 @@ class LocalityBranches(nn.Module):
 
     def add_to(self, y: Tensor, x: Tensor) -> Tensor:
         """``y`` plus every branch's response to the maps ``x``; both (B, C, h, w)."""
-        for branch in self.by_kernel_size.values():  # not over itself: PyTorch 2.6 could not export it
+        branches: Any = self.by_kernel_size.values()  # not over itself: PyTorch 2.6 could not export it
+        for branch in branches:
             y = y + branch(x)
         return y
 
