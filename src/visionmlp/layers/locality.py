@@ -5,7 +5,7 @@ Source: RepMLPNet (arXiv 2112.11081), Local Perceptron of section 4.1 (Eqs. 13-1
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from timm.layers import register_notrace_function
@@ -91,8 +91,7 @@ class LocalityBranches(nn.Module):
 
     def add_to(self, y: Tensor, x: Tensor) -> Tensor:
         """``y`` plus every branch's response to the maps ``x``; both (B, C, h, w)."""
-        branches: Any = self.by_kernel_size.values()  # not over itself: PyTorch 2.6 could not export it
-        for branch in branches:
+        for branch in self.by_kernel_size.values():  # not over itself: PyTorch 2.6 could not export it
             y = y + branch(x)
         return y
 
@@ -101,7 +100,7 @@ class LocalityBranches(nn.Module):
         largest = max(self.kernel_sizes, default=1)
         kernel = torch.zeros(self.share_sets, 1, largest, largest, dtype=torch.float64, device=like.device)
         bias = torch.zeros(self.share_sets, dtype=torch.float64, device=like.device)
-        for branch in self.by_kernel_size.values():  # not over itself: PyTorch 2.6 could not export it
+        for branch in self:
             branch_kernel, branch_bias = branch.folded()
             kernel = kernel + F.pad(branch_kernel, [(largest - branch_kernel.shape[-1]) // 2] * 4)
             bias = bias + branch_bias
