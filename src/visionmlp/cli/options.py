@@ -32,6 +32,22 @@ class CheckDataOptions:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class PackOptions:
+    """Options of ``pack``."""
+
+    folder: str = option(
+        "folder with train/ and val/ of class folders, or of class folders alone; with --verify what to compare with",
+        "",
+        metavar="FOLDER",
+        positional=True,
+    )
+    output: Path | None = option("folder to create, with shards and their index", None, metavar="DIR")
+    images_per_shard: int | None = option("images in each shard; default: 1000", None)
+    seed: int | None = option("of the order in which images are mixed; default: 0", None)
+    verify: Path | None = option("instead, read every image of this packed folder", None, metavar="DIR")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class CompareOptions:
     """Options of ``compare``."""
 
