@@ -11,7 +11,6 @@ import numpy as np
 from visionmlp.data.folders import FolderSource
 from visionmlp.data.packed import (
     PackedMeta,
-    PackedSplit,
     StoredFile,
     length_fault,
     member_names,
@@ -29,6 +28,29 @@ def require_faultless(
     sources: Mapping[str, FolderSource] | None = None,
     progress: Progress = lambda _what, _images: lambda: None,
 ) -> None:
+    """Refuse a pack with a fault; arguments are those of `find_faults`.
+
+    Raises:
+        DataError: naming the shards that are not as they were written, and the first fault.
+    """
+    faults = find_faults(folder, meta, sources, progress)
+    if not faults:
+        return
+    shard, fault = next(iter(faults.items()))
+    others = f"; and {len(faults) - 1} more: {', '.join(list(faults)[1:6])}" if len(faults) > 1 else ""
+    count = sum(len(split.shards) for split in meta.splits.values())
+    raise DataError(
+        f"{len(faults)} of {count} shards of {folder} are not as packed: {shard} {fault}{others}; "
+        "copy them again, or pack the folder again"
+    )
+
+
+def find_faults(
+    folder: Path,
+    meta: PackedMeta,
+    sources: Mapping[str, FolderSource] | None = None,
+    progress: Progress = lambda _what, _images: lambda: None,
+) -> dict[str, str]:
     """Read every shard of a packed folder.
 
     Args:
@@ -38,43 +60,37 @@ def require_faultless(
             with what was written.
         progress: see `visionmlp.data.packing.pack`.
 
+    Returns:
+        What is wrong with a shard, by its name.
+
     Raises:
-        DataError: naming the shards that are not as they were written, and the first fault.
+        DataError: for a damaged index, or sources that are not those that were packed.
     """
     if sources is not None:
         _require_same_images(folder, meta, sources)
     advance = progress("verify", sum(split.images for split in meta.splits.values()))
     faults: dict[str, str] = {}
-    count = 0
     for name, split in meta.splits.items():
         index, names = read_index(folder, split)
+        check = _ShardCheck(folder, index, names, None if sources is None else sources[name], advance)
         by_key = np.argsort(index["key"])
         for number, shard in enumerate(split.shards):
-            count += 1
             rows = by_key[number * meta.images_per_shard : (number + 1) * meta.images_per_shard]
-            check = _ShardCheck(folder, split, index, names, None if sources is None else sources[name], advance)
             if (fault := check.fault(shard, rows)) is not None:
                 faults[shard.name] = fault
-    if faults:
-        shard, fault = next(iter(faults.items()))
-        others = f"; and {len(faults) - 1} more: {', '.join(list(faults)[1:6])}" if len(faults) > 1 else ""
-        raise DataError(
-            f"{len(faults)} of {count} shards of {folder} are not as packed: {shard} {fault}{others}; "
-            "copy them again, or pack the folder again"
-        )
+    return faults
 
 
 class _ShardCheck:
     def __init__(
         self,
         folder: Path,
-        split: PackedSplit,
         index: np.ndarray,
         names: Texts,
         source: FolderSource | None,
         advance: Callable[[], None],
     ) -> None:
-        self.folder, self.split, self.index, self.names = folder, split, index, names
+        self.folder, self.index, self.names = folder, index, names
         self.source, self.advance = source, advance
 
     def fault(self, shard: StoredFile, rows: np.ndarray) -> str | None:

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +28,7 @@ from visionmlp.data.packed import (
     member_names,
     shard_name,
 )
-from visionmlp.data.packed_check import require_faultless
+from visionmlp.data.packed_check import find_faults, require_faultless
 from visionmlp.data.sources import split_folders
 from visionmlp.data.splits import TRAIN_NAMES
 from visionmlp.data.texts import Texts
@@ -112,7 +112,7 @@ def pack(
         meta = PackedMeta(images_per_shard=images_per_shard, seed=seed, content=content, splits=splits)
         with whole_file(staging / META, OutputError) as partial:
             partial.write_bytes(meta.to_bytes())
-        require_faultless(staging, meta, sources, progress)
+        _drop_faulty(staging, find_faults(staging, meta, sources, progress))
         done.path.unlink()
         os.replace(staging, output)
     except OSError as error:  # a disk that is full, most often
@@ -282,6 +282,19 @@ def _write_file(path: Path, content: bytes) -> StoredFile:
     with whole_file(path, OutputError) as partial:
         partial.write_bytes(content)
     return StoredFile(name=path.name, bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+
+
+def _drop_faulty(staging: Path, faults: Mapping[str, str]) -> None:
+    """So that the next call packs them again; images may have changed since they were packed.
+
+    Raises:
+        DataError: if there are any.
+    """
+    for name in faults:
+        (staging / name).unlink(missing_ok=True)
+    for shard, fault in faults.items():
+        others = f", and {len(faults) - 1} more shards have faults" if len(faults) > 1 else ""
+        raise DataError(f"{staging / shard} {fault}{others}; the same command packs them again")
 
 
 def _digest(plans: Sequence[_Plan], images_per_shard: int, seed: int) -> str:
