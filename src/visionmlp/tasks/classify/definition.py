@@ -1,7 +1,7 @@
 """Image classification as the command line knows it."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from visionmlp.tasks.classify.config import ClassifyConfig
@@ -10,6 +10,7 @@ from visionmlp.tasks.options import PredictOptions, option
 from visionmlp.tasks.protocols.options import ProtocolOptions
 
 if TYPE_CHECKING:
+    from visionmlp.bench.input_pipeline import InputBenchmark
     from visionmlp.tasks.classify.predict import Prediction
     from visionmlp.tasks.classify.run import TrainResult
 
@@ -44,6 +45,12 @@ def _predict(options: ClassifyPredictOptions) -> "Iterator[Prediction]":
     return predictions(options)
 
 
+def _measure_input(config: ClassifyConfig, *, num_workers: Sequence[int], steps: int) -> "InputBenchmark":
+    from visionmlp.tasks.classify.input_bench import measure_input
+
+    return measure_input(config, num_workers=num_workers, steps=steps)
+
+
 TASK = TaskDefinition(
     summary="one class for an image",
     config=ClassifyConfig,
@@ -53,4 +60,5 @@ TASK = TaskDefinition(
     predict_options=ClassifyPredictOptions,
     predict=_predict,
     answer_columns=("image", "rank", "index", "class", "probability"),
+    measure_input=_measure_input,
 )
