@@ -141,7 +141,14 @@ class SameBatch:
         return (self.batch for _ in range(skip, self.length))
 
 
-def measure_speeds(batches: Batches, train: Callable[[EpochData, int], None], *, batch_size: int, steps: int) -> Speeds:
+def measure_speeds(
+    batches: Batches,
+    train: Callable[[EpochData, int], None],
+    *,
+    batch_size: int,
+    steps: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Speeds:
     """Measure batches, training, and training that never waits, one behind the other.
 
     Args:
@@ -149,6 +156,7 @@ def measure_speeds(batches: Batches, train: Callable[[EpochData, int], None], *,
         train: trains on batches, at least so many.
         batch_size: images of one batch.
         steps: batches of each measurement, behind the warm-up.
+        clock: seconds that have passed.
 
     Raises:
         InvalidConfig: if there are fewer steps than parts of a measurement.
@@ -159,13 +167,13 @@ def measure_speeds(batches: Batches, train: Callable[[EpochData, int], None], *,
         )
     count = WARM_UP + steps + 1
     try:
-        trained = TimedBatches(batches)
+        trained = TimedBatches(batches, clock)
         train(trained, count)
-        alone = TimedBatches(batches)
+        alone = TimedBatches(batches, clock)
         batch = _take(alone, count)
     finally:
         batches.close()
-    still = TimedBatches(SameBatch(batch, len(batches)))
+    still = TimedBatches(SameBatch(batch, len(batches)), clock)
     train(still, count)
     return Speeds(
         loader_images_per_second=_rate(alone, batch_size),

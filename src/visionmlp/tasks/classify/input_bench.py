@@ -34,7 +34,11 @@ def measure_input(config: ClassifyConfig, *, num_workers: Sequence[int], steps: 
     Raises:
         VisionMLPError: for everything that training would refuse.
     """
-    return launch(config, lambda fabric: _measure(fabric, config, num_workers, steps))
+    try:
+        return launch(config, lambda fabric: _measure(fabric, config, num_workers, steps))
+    except KeyboardInterrupt:
+        # the loop's own says how to resume
+        raise KeyboardInterrupt("stopped before everything was measured") from None
 
 
 def _measure(fabric: "Fabric", config: ClassifyConfig, num_workers: Sequence[int], steps: int) -> InputBenchmark:
