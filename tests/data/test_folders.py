@@ -62,7 +62,7 @@ def test_the_class_is_the_first_level_and_one_line_says_so(tmp_path: Path) -> No
         source = FolderSource(tmp_path)
     assert len(lines) == 1
     assert source.class_names == ["cat", "dog"]
-    assert source.labels == [0, 0, 1, 1]
+    assert source.labels.tolist() == [0, 0, 1, 1]
 
 
 def test_hidden_folders_are_no_classes_and_one_line_says_so(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_hidden_folders_are_no_classes_and_one_line_says_so(tmp_path: Path) -> N
     with pytest.warns(UserWarning, match=r"left out hidden names \(3, ") as lines:
         source = FolderSource(tmp_path)
     assert len(lines) == 1
-    assert (source.class_names, source.labels) == (["cat", "dog"], [0, 1])
+    assert (source.class_names, source.labels.tolist()) == (["cat", "dog"], [0, 1])
 
 
 def test_clean_folders_say_nothing(tmp_path: Path) -> None:

@@ -3,13 +3,19 @@
 import contextlib
 import dataclasses
 import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from visionmlp.cli.command import plain_command
+from visionmlp.cli.bench_input import BENCH_INPUT, is_about_input
+from visionmlp.cli.command import Command, plain_command
 from visionmlp.cli.options import BenchOptions
 from visionmlp.cli.output import console, say
 from visionmlp.cli.usage import UsageError
 from visionmlp.errors import require
 from visionmlp.files import beside
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
 
 
 def bench(options: BenchOptions) -> int:
@@ -85,7 +91,7 @@ def _profile(options: BenchOptions) -> int:
     return 0
 
 
-BENCH = plain_command(
+_MODELS = plain_command(
     "bench",
     BenchOptions,
     bench,
@@ -108,5 +114,24 @@ BENCH = plain_command(
         "bench resmlp_s24 --form deploy --dtype float32 bfloat16 int8 --runtime openvino --csv bench.csv",
         "bench hiremlp_t --form deploy --batch-size 8 --profile",
         "bench runs/digits --runtime eager compile --training --threads 1",
+        "bench resmlp_s12 --data photos --img-size 128 --num-workers 0 1 2",
     ],
+)
+
+
+def _command(words: Sequence[str]) -> Command:
+    return BENCH_INPUT if is_about_input(words) else _MODELS
+
+
+def _add_options(parser: "ArgumentParser", words: Sequence[str]) -> None:
+    command = _command(words)
+    parser.description, parser.epilog = command.description, command.epilog
+    command.add_options(parser, words)
+
+
+BENCH = dataclasses.replace(
+    _MODELS,
+    check=lambda words: _command(words).check(words),
+    add_options=_add_options,
+    run=lambda namespace: (_MODELS if "models" in namespace else BENCH_INPUT).run(namespace),
 )

@@ -1,13 +1,12 @@
 """``visionmlp check-data``."""
 
-import contextlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from visionmlp.cli.command import plain_command
 from visionmlp.cli.options import CheckDataOptions
-from visionmlp.cli.output import console, print_json
+from visionmlp.cli.output import bars, console, print_json
 from visionmlp.errors import InvalidConfig
 
 if TYPE_CHECKING:
@@ -19,23 +18,13 @@ _SHOWN = 10
 
 def check_data(options: CheckDataOptions) -> int:
     """Decode every image and print what was found."""
-    from rich.console import Console
-    from rich.progress import Progress
-
     from visionmlp.data.check import check_data as check
     from visionmlp.data.sources import open_splits
 
     if options.num_workers < 0:
         raise InvalidConfig(f"num-workers must not be negative, got {options.num_workers}")
     sources = open_splits(options.data, root=options.data_root)
-    bars = Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True)
-    # older versions of rich print an empty line at the end of bars that they do not show
-    with contextlib.nullcontext() if bars.disable else bars:
-
-        def progress(split: str, images: int) -> Callable[[], None]:
-            bar = bars.add_task(split, total=images)
-            return lambda: bars.advance(bar)
-
+    with bars() as progress:
         report = check(sources, num_workers=options.num_workers, progress=progress)
     if options.json:
         print_json(report.to_plain())

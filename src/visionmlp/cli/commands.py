@@ -9,6 +9,7 @@ from visionmlp.cli.deploy import DEPLOY
 from visionmlp.cli.evaluate import EVAL
 from visionmlp.cli.export import EXPORT
 from visionmlp.cli.models import MODELS
+from visionmlp.cli.pack import PACK
 from visionmlp.cli.predict import PREDICT
 from visionmlp.cli.recipes import RECIPES
 from visionmlp.cli.train import TRAIN
@@ -21,6 +22,7 @@ COMMANDS = {
     "predict": PREDICT,
     "compare": COMPARE,
     "check-data": CHECK_DATA,
+    "pack": PACK,
     "convert": CONVERT,
     "deploy": DEPLOY,
     "export": EXPORT,

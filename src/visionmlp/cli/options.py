@@ -32,6 +32,22 @@ class CheckDataOptions:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class PackOptions:
+    """Options of ``pack``."""
+
+    folder: str = option(
+        "folder with train/ and val/ of class folders, or of class folders alone; with --verify what to compare with",
+        "",
+        metavar="FOLDER",
+        positional=True,
+    )
+    output: Path | None = option("folder to create, with shards and their index", None, metavar="DIR")
+    images_per_shard: int | None = option("images in each shard; default: 1000", None)
+    seed: int | None = option("of the order in which images are mixed; default: 0", None)
+    verify: Path | None = option("instead, read every image of this packed folder", None, metavar="DIR")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class CompareOptions:
     """Options of ``compare``."""
 
@@ -163,9 +179,25 @@ class BenchOptions:
     threads: int | None = option("CPU threads; default: PyTorch's choice", None)
     device: str = option("cpu, cuda, cuda:1, ...", "cpu", metavar="NAME")
     channels_last: bool = option("store images and convolution kernels channels last", False)
+    data: str | None = option(
+        "instead, measure how fast images come from this dataset, and how long training waits for them; with it, the "
+        "options are those of train: bench MODEL --data FOLDER --help",
+        None,
+    )
     csv: Path | None = option("also write the table to this file", None, metavar="FILE")
     plot: Path | None = option("also draw speed and accuracy, or the sweeps, to this file", None, metavar="FILE.png")
     force: bool = option("overwrite the files if they exist", False)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InputBenchSwitches:
+    """Options of ``bench --data`` beside those of training."""
+
+    num_workers: tuple[int, ...] = option("processes that load images; several are several rows", (1, 2))
+    steps: int = option("batches of each measurement, behind five that are not counted", 40)
+    json: bool = option("JSON instead of a table", False)
+    csv: Path | None = option("also write the table to this file", None, metavar="FILE")
+    force: bool = option("overwrite the file if it exists", False)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

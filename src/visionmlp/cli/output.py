@@ -1,7 +1,9 @@
 """What commands print: tables and JSON on standard output, lines on standard error."""
 
+import contextlib
 import json
 import sys
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -27,6 +29,26 @@ def print_json(value: Any) -> None:
 def say(line: str) -> None:
     """One line on standard error."""
     sys.stderr.write(" ".join(line.split()) + "\n")
+
+
+@contextlib.contextmanager
+def bars() -> Iterator[Callable[[str, int], Callable[[], None]]]:
+    """Bars on standard error while a command works, in a terminal only.
+
+    Called with what is done and how many of it there are; what that returns is called behind each.
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    shown = Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True)
+
+    def progress(what: str, count: int) -> Callable[[], None]:
+        bar = shown.add_task(what, total=count)
+        return lambda: shown.advance(bar)
+
+    # older versions of rich print an empty line at the end of bars that they do not show
+    with contextlib.nullcontext() if shown.disable else shown:
+        yield progress
 
 
 def note_precision(model: "nn.Module") -> None:

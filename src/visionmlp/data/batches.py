@@ -5,7 +5,7 @@ function of (seed, epoch, position). To resume an epoch in its middle is to skip
 """
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -132,13 +132,17 @@ class EpochOrder(Sampler[list[_Key]]):
         seed = derive_seed(self.seed, self.epoch)
         if self.repeated is None:
             order = torch.randperm(self.size, generator=torch.Generator().manual_seed(seed))
-            indices: Sequence[int] = order[self.rank :: self.ranks].tolist()
+            indices = order[self.rank :: self.ranks]
         else:
             self.repeated.set_epoch(seed)
-            indices = list(self.repeated)
+            indices = torch.tensor(list(self.repeated))
         for batch in range(self.skip, len(self)):
             turns = range(batch * self.batch_size, (batch + 1) * self.batch_size)
-            yield [_Key(self.epoch, turn * self.ranks + self.rank, indices[turn]) for turn in turns]
+            images = indices[turns.start : turns.stop].tolist()
+            yield [
+                _Key(self.epoch, turn * self.ranks + self.rank, image)
+                for turn, image in zip(turns, images, strict=True)
+            ]
 
 
 class TrainingBatches:
@@ -214,7 +218,7 @@ class EvaluationBatches:
         pin_memory: bool = False,
     ) -> None:
         self.bad_images = bad_images
-        indices = list(range(rank, len(source), ranks))
+        indices = range(rank, len(source), ranks)
         batches = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
         samples = _EvaluationSamples(_Images(source, mode, exif_orientation), transform)
         self.loader = _loader(samples, batches, num_workers, pin_memory)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 from PIL import Image
 
 from visionmlp.data.classes import are_numbers, gap_in_numbers, names_of_outputs, outputs_by_name
@@ -24,15 +25,17 @@ class LabelledImages(abc.ABC):
 
     class_word = "class"
 
-    def __init__(self, title: str, labels: Sequence[int], class_names: Sequence[str]) -> None:
-        self.title, self.labels, self.class_names = title, list(labels), list(class_names)
+    def __init__(self, title: str, labels: Sequence[int] | np.ndarray, class_names: Sequence[str]) -> None:
+        # an array, which loader processes share
+        self.labels: np.ndarray = np.asarray(labels, dtype=np.int64)
+        self.title, self.class_names = title, list(class_names)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def label(self, index: int) -> int:
         """Class of an image, an index into ``class_names``."""
-        return self.labels[index]
+        return int(self.labels[index])
 
     @abc.abstractmethod
     def name(self, index: int) -> str:
@@ -48,7 +51,7 @@ class LabelledImages(abc.ABC):
 
     def summary(self) -> DataSummary:
         """What the split holds."""
-        return DataSummary.of(self.keys(), self.labels, self.class_names)
+        return DataSummary.of(self.keys(), self.labels.tolist(), self.class_names)
 
     def use_classes(self, class_names: Sequence[str] | None, num_classes: int) -> None:
         """Number the classes as a model does, by their names.
@@ -66,7 +69,7 @@ class LabelledImages(abc.ABC):
                 raise DataError(f"{self.title} has {len(self.class_names)} classes, but the model {num_classes}")
             class_names = self.outputs_without_names(num_classes)
         outputs = outputs_by_name(self.class_names, class_names, f"{self.title} has {self.class_word}")
-        self.labels = [outputs[label] for label in self.labels]
+        self.labels = np.asarray(outputs, dtype=np.int64)[self.labels]
         self.class_names = list(class_names)
 
     def outputs_without_names(self, num_classes: int) -> list[str]:
@@ -102,7 +105,7 @@ class LabelledImages(abc.ABC):
         Raises:
             DataError: for labels outside of [0, num_classes).
         """
-        strange = Counter(label for label in self.labels if not 0 <= label < num_classes)
+        strange = Counter(self.labels[(self.labels < 0) | (self.labels >= num_classes)].tolist())
         if not strange:
             return
         label, count = strange.most_common(1)[0]

@@ -5,20 +5,26 @@ import posixpath
 import tarfile
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
+
+import numpy as np
 
 from visionmlp.data.files import image_suffixes, is_hidden, suffix_of
 from visionmlp.data.labelled import LabelledImages
 from visionmlp.data.splits import split_names
+from visionmlp.data.texts import Texts
 from visionmlp.errors import DataError, first_line
 
 _COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ\0": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
 
 
+_NUMBER = np.dtype(np.int64)
+_ROW = np.dtype([("shard", np.uint32), ("offset", np.uint64), ("size", np.uint64), ("label", _NUMBER)])
+
+
 class _Member(NamedTuple):
-    shard: int
     key: str
     offset: int
     size: int
@@ -48,36 +54,47 @@ class ShardSource(LabelledImages):
         self.root = root
         self.shards = sorted(shards)
         left_out: Counter[str] = Counter()
-        self.members = [member for number, path in enumerate(self.shards) for member in _index(number, path, left_out)]
-        if not self.members:
+        # arrays, as a million images would be a gigabyte of objects
+        indexed: list[np.ndarray] = []
+        keys = Texts.of(self._index(indexed, left_out))
+        self.index, self.index_keys = np.concatenate(indexed), keys
+        if not len(self.index):
             raise DataError(
                 f"no pair of an image and a .cls file in the shards of {root}, such as {self.shards[0].name}"
             )
-        labels = [member.label for member in self.members]
-        super().__init__(f"{data} ({name})", labels, [str(number) for number in range(max(labels) + 1)])
+        labels = self.index["label"]
+        super().__init__(f"{data} ({name})", labels, [str(number) for number in range(int(labels.max()) + 1)])
         if left_out:
             counts = ", ".join(f"{what} ({count})" for what, count in left_out.items())
             warnings.warn(f"{root}: left out of the shards of split {name}: {counts}", stacklevel=2)
 
     def name(self, index: int) -> str:
         """Shard and key."""
-        return f"{self.shards[self.members[index].shard]}:{self.members[index].key}"
+        return f"{self.shards[self.index['shard'][index]]}:{self.index_keys[index]}"
 
     def keys(self) -> Iterable[str]:
         """Shards, keys and sizes."""
         names = [path.relative_to(self.root).as_posix() for path in self.shards]
-        return (f"{names[member.shard]}:{member.key}:{member.size}" for member in self.members)
+        rows = zip(self.index["shard"].tolist(), self.index_keys, self.index["size"].tolist(), strict=True)
+        return (f"{names[shard]}:{key}:{size}" for shard, key, size in rows)
 
     def read(self, index: int) -> BinaryIO:
         """The encoded image."""
-        member = self.members[index]
-        with self.shards[member.shard].open("rb") as shard:
-            shard.seek(member.offset)
-            return io.BytesIO(shard.read(member.size))
+        row = self.index[index]
+        with self.shards[row["shard"]].open("rb") as shard:
+            shard.seek(int(row["offset"]))
+            return io.BytesIO(shard.read(int(row["size"])))
 
     def use_classes(self, class_names: Sequence[str] | None, num_classes: int) -> None:
         """The numbers in a shard are those of a model's outputs."""
         self.use_numbers(class_names, num_classes)
+
+    def _index(self, indexed: list[np.ndarray], left_out: "Counter[str]") -> Iterator[str]:
+        """Keys of all images; the rest of each shard's index is appended to ``indexed``."""
+        for number, path in enumerate(self.shards):
+            members = _index(path, left_out)
+            indexed.append(np.array([(number, *member[1:]) for member in members], dtype=_ROW))
+            yield from (member.key for member in members)
 
 
 def _is_archive(path: Path, root: Path) -> bool:
@@ -86,7 +103,7 @@ def _is_archive(path: Path, root: Path) -> bool:
     return visible and (".tar" in path.suffixes[-2:] or path.suffix == ".tgz") and path.is_file()
 
 
-def _index(number: int, path: Path, left_out: "Counter[str]") -> list[_Member]:
+def _index(path: Path, left_out: "Counter[str]") -> list[_Member]:
     """Pair the images and classes of one shard, and count what has no partner."""
     try:
         with path.open("rb") as file:
@@ -96,16 +113,14 @@ def _index(number: int, path: Path, left_out: "Counter[str]") -> list[_Member]:
                 raise DataError(f"shard {path} is compressed, so images in it have no position; unpack it: {command}")
         with tarfile.open(path, "r:") as archive:
             members = {posixpath.normpath(member.name): member for member in archive}
-            return _pairs(number, archive, members, left_out)
+            return _pairs(archive, members, left_out)
     except (tarfile.TarError, OSError, ValueError) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"cannot read shard {path}: {first_line(error)}") from error
 
 
-def _pairs(
-    number: int, archive: tarfile.TarFile, members: Mapping[str, tarfile.TarInfo], left_out: "Counter[str]"
-) -> list[_Member]:
+def _pairs(archive: tarfile.TarFile, members: Mapping[str, tarfile.TarInfo], left_out: "Counter[str]") -> list[_Member]:
     suffixes = image_suffixes()
     images: dict[str, tarfile.TarInfo] = {}
     labels: dict[str, int] = {}
@@ -131,9 +146,7 @@ def _pairs(
     if others := len(labels) - len(paired):
         left_out["classes without an image"] += others
     return [
-        _Member(number, key, member.offset_data, member.size, labels[key])
-        for key, member in images.items()
-        if key in paired
+        _Member(key, member.offset_data, member.size, labels[key]) for key, member in images.items() if key in paired
     ]
 
 
@@ -161,8 +174,8 @@ def _label(archive: tarfile.TarFile, member: tarfile.TarInfo, name: str) -> int:
     file = archive.extractfile(member)
     text = file.read() if file else b""
     try:
-        return int(text)
-    except ValueError as error:
+        return _NUMBER.type(int(text)).item()
+    except (ValueError, OverflowError) as error:
         raise DataError(f"{archive.name}:{name} is no class number: {text[:40]!r}") from error
 
 

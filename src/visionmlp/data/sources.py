@@ -1,4 +1,4 @@
-"""Where images come from: an image folder, scikit-learn's digits, or a dataset name of ``timm.data.create_dataset``.
+"""Where images come from: an image folder, such a folder packed into shards, or a dataset by name.
 
 Every source is random access, as only then an epoch can be resumed in its middle, exactly, with any number of workers.
 """
@@ -12,6 +12,7 @@ from PIL import Image
 from visionmlp.data.folders import FolderSource, open_flat_or_classes
 from visionmlp.data.labelled import LabelledImages
 from visionmlp.data.named import TORCH_NAMES, DigitsSource, HuggingFaceSource, TorchSource
+from visionmlp.data.packed import PackedMeta, PackedSource, is_packed, packed_split
 from visionmlp.data.shards import ShardSource
 from visionmlp.data.splits import EVALUATION_NAMES, TRAIN_NAMES, split_names
 from visionmlp.data.subset import Subset
@@ -51,7 +52,8 @@ def open_training_data(
     """Open the training images and the images to evaluate on, with one numbering of classes.
 
     Args:
-        data: a folder that holds ``train/`` and one of ``val/ valid/ validation/ test/``, or a dataset name.
+        data: a folder that holds ``train/`` and one of ``val/ valid/ validation/ test/``, such a folder packed by
+            `visionmlp.data.packing.pack`, or a dataset name.
         root: where a named dataset lies; a relative folder starts here.
         download: whether a named dataset may be fetched; nothing is fetched otherwise.
         max_images: of each of the two at most so many, see `visionmlp.data.subset.Subset`.
@@ -101,9 +103,10 @@ def open_evaluation_data(
     if split not in (*TRAIN_NAMES, *EVALUATION_NAMES):
         raise DataError(f"unknown split {split!r}; give train, validation or test")
     folder = (root or Path()) / data
-    if folder.is_dir() and not any((folder / name).is_dir() for name in (*TRAIN_NAMES, *EVALUATION_NAMES)):
+    is_folder = folder.is_dir() and not is_packed(folder)
+    if is_folder and not split_folders(folder):
         source: LabelledImages = open_flat_or_classes(folder) if flat else FolderSource(folder)
-    elif flat and folder.is_dir():
+    elif is_folder and flat:
         source = open_flat_or_classes(_split_folder(folder, split))
     else:
         source = _open(data, root, split, download)
@@ -117,6 +120,8 @@ def open_evaluation_data(
 
 def _open(data: str, root: Path | None, split: str, download: bool) -> LabelledImages:
     folder = (root or Path()) / data
+    if is_packed(folder):
+        return PackedSource(folder, packed_split(folder, split))
     if folder.is_dir():
         return FolderSource(_split_folder(folder, split))
     prefix = data.lower().partition("/")[0]
@@ -144,10 +149,17 @@ def open_splits(data: str, *, root: Path | None = None) -> dict[str, LabelledIma
     folder = (root or Path()) / data
     if not folder.is_dir():
         return {split: _open(data, root, split, download=False) for split in ("train", "validation")}
-    names = [name for name in (*TRAIN_NAMES, *EVALUATION_NAMES) if (folder / name).is_dir()]
+    if is_packed(folder):
+        return {name: PackedSource(folder, name) for name in PackedMeta.read(folder).splits}
+    names = split_folders(folder)
     if not names:
         return {"images": FolderSource(folder)}
     return {name: FolderSource(folder / name) for name in names}
+
+
+def split_folders(folder: Path) -> list[str]:
+    """Names of the folders in it that are splits."""
+    return [name for name in (*TRAIN_NAMES, *EVALUATION_NAMES) if (folder / name).is_dir()]
 
 
 def _split_folder(folder: Path, split: str) -> Path:

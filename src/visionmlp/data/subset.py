@@ -26,11 +26,11 @@ class Subset(LabelledImages):
         self.class_word = source.class_word
         met: Counter[int] = Counter()
         turns = []
-        for index, label in enumerate(source.labels):
+        for index, label in enumerate(source.labels.tolist()):
             turns.append((met[label], label, index))
             met[label] += 1
         self.indices = sorted(index for _, _, index in sorted(turns)[:most])
-        super().__init__(source.title, [source.labels[index] for index in self.indices], source.class_names)
+        super().__init__(source.title, source.labels[self.indices], source.class_names)
 
     def name(self, index: int) -> str:
         """As in the source."""

@@ -74,6 +74,7 @@ def fit(
     keep_best: KeepBest,
     data: DataRecord,
     resume: bool = False,
+    quiet: bool = False,
 ) -> FitResult:
     """Train a model, or continue to.
 
@@ -89,6 +90,7 @@ def fit(
         keep_best: writes the best weights so far, and what their evaluation gave.
         data: what a resumed run must find as it was.
         resume: whether to start from the folder's newest checkpoint.
+        quiet: whether to show nothing on the way.
 
     Raises:
         TrainingDiverged: if loss, gradient or weights are not finite; the last good checkpoint stays.
@@ -96,7 +98,7 @@ def fit(
         InvalidConfig: if a resumed run was started with other options or other data.
         KeyboardInterrupt: at SIGINT or SIGTERM, when all is saved.
     """
-    loop = _Loop(fabric, model, task, training, evaluation, config, run, write_weights, keep_best)
+    loop = _Loop(fabric, model, task, training, evaluation, config, run, write_weights, keep_best, quiet=quiet)
     # what is wrong with model, data or options has shown by now, and left no trace
     on_rank_zero(fabric, lambda: run.reopen(config, data) if resume else run.create(config, data))
     if resume:
@@ -122,7 +124,10 @@ class _Loop:
         run: RunFolder,
         write_weights: WriteWeights,
         keep_best: KeepBest,
+        *,
+        quiet: bool,
     ) -> None:
+        self.quiet = quiet or not fabric.is_global_zero
         self.fabric, self.task, self.training, self.evaluation = fabric, task, training, evaluation
         self.config, self.run = config, run
         self.steps_per_epoch = len(training) // config.accumulate
@@ -364,7 +369,7 @@ class _Loop:
         return self.step > 0 and (self.step % interval == 0 or self.step == self.steps)
 
     def _report(self) -> ProgressReport:
-        return ProgressReport(steps=self.steps, done=self.step, quiet=not self.fabric.is_global_zero)
+        return ProgressReport(steps=self.steps, done=self.step, quiet=self.quiet)
 
     def _lr_text(self) -> str:
         return f"learning rate {self._lr():.3g}"

@@ -3,10 +3,13 @@
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from visionmlp.engine.config import TrainingConfig
 from visionmlp.measure.catalog import check_name
+
+if TYPE_CHECKING:
+    from visionmlp.bench.input_pipeline import InputBenchmark
 
 
 class RunResult(Protocol):
@@ -105,5 +108,7 @@ class TaskDefinition:
     """Takes them; gives each answer as soon as it is there."""
     answer_columns: Sequence[str]
     """Headings of the table that ``predict --output`` writes."""
+    measure_input: "Callable[..., InputBenchmark] | None" = None
+    """Takes a configuration, ``num_workers=`` and ``steps=``; None for a task whose input ``bench`` cannot measure."""
     check_model: Callable[[str], None] = check_name
     """Raises UnknownModel for a model that does not exist, before anything is imported that takes seconds."""

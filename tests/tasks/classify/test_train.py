@@ -17,6 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from visionmlp.cli import main
+from visionmlp.data.packing import pack
 from visionmlp.engine.run_folder import Table
 from visionmlp.errors import DataError, InvalidConfig, RunFolderError
 from visionmlp.models.checkpoint import load_model
@@ -147,10 +148,11 @@ def test_a_run_killed_by_sigkill_ends_bit_equal(images: Path, tmp_path: Path) ->
 
 
 def test_two_processes_train_what_one_does(images: Path, tmp_path: Path) -> None:
-    """ResMLP has no statistics over the batch, so only rounding differs."""
+    """ResMLP has no statistics over the batch, so only rounding differs; shards are read as their folder is."""
+    pack(images, tmp_path / "shards", images_per_shard=15)
     options: dict[str, Any] = {"model": "resmlp_test", "epochs": 2, "log_every": 1, "auto_augment": "rand-m5-inc1"}
     train(config_for(images, tmp_path / "one", **options))
-    two = config_for(images, tmp_path / "two", devices=2, **options)
+    two = config_for(tmp_path / "shards", tmp_path / "two", devices=2, num_workers=2, **options)
     script = tmp_path / "script.py"
     script.write_text(_SCRIPT.format(options=two.to_plain()))
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, env=_environment())

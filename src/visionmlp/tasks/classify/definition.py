@@ -3,7 +3,7 @@
 # ruff: noqa: RUF009 (`option` returns a dataclass field)
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from visionmlp.tasks.options import PredictOptions, option
 from visionmlp.tasks.protocols.options import ProtocolOptions
 
 if TYPE_CHECKING:
+    from visionmlp.bench.input_pipeline import InputBenchmark
     from visionmlp.tasks.classify.predict import Prediction
     from visionmlp.tasks.classify.run import TrainResult
 
@@ -79,6 +80,12 @@ def _predict(options: ClassifyPredictOptions) -> "Iterator[Prediction]":
     return predictions(options)
 
 
+def _measure_input(config: ClassifyConfig, *, num_workers: Sequence[int], steps: int) -> "InputBenchmark":
+    from visionmlp.tasks.classify.input_bench import measure_input
+
+    return measure_input(config, num_workers=num_workers, steps=steps)
+
+
 TASK = TaskDefinition(
     summary="one class for an image",
     config=ClassifyConfig,
@@ -88,4 +95,5 @@ TASK = TaskDefinition(
     predict_options=ClassifyPredictOptions,
     predict=_predict,
     answer_columns=("image", "rank", "index", "class", "probability"),
+    measure_input=_measure_input,
 )

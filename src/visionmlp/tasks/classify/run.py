@@ -117,6 +117,25 @@ def _distillation(
     return opened[0]
 
 
+def open_task(
+    fabric: "Fabric", config: ClassifyConfig, preprocessing: Preprocessing, source: ImageSource
+) -> tuple[Classification, Distillation | None]:
+    """Loss and metric of a run, and its teacher, who is to be closed.
+
+    Raises:
+        VisionMLPError: for a teacher that cannot be loaded.
+    """
+    distillation = _distillation(fabric, config, preprocessing, source)
+    task = Classification(
+        len(source.class_names),
+        loss=config.loss,
+        label_smoothing=config.label_smoothing,
+        mixing=config.mixing,
+        distillation=distillation,
+    )
+    return task, distillation
+
+
 def _train(fabric: "Fabric", config: ClassifyConfig, resume: bool) -> TrainResult:
     # rank 0 first, so that it alone downloads
     training_source, evaluation_source = on_rank_zero(fabric, lambda: open_data(config))
@@ -135,14 +154,7 @@ def _train(fabric: "Fabric", config: ClassifyConfig, resume: bool) -> TrainResul
         repeats=config.repeated_augmentation,
     )
     evaluation = evaluation_batches(config, fabric, evaluation_source, preprocessing, log)
-    distillation = _distillation(fabric, config, preprocessing, training_source)
-    task = Classification(
-        len(class_names),
-        loss=config.loss,
-        label_smoothing=config.label_smoothing,
-        mixing=config.mixing,
-        distillation=distillation,
-    )
+    task, distillation = open_task(fabric, config, preprocessing, training_source)
 
     def write_weights(path: Path, weights: nn.Module) -> None:
         assert isinstance(weights, Backbone)
