@@ -96,6 +96,7 @@ class RunFolder:
         self.metrics = Table(path / "metrics.csv")
         self.router = Table(path / "router.csv")
         """Only of models with routed experts."""
+        self.tables = (self.train, self.metrics, self.router)
         self.checkpoints = path / "checkpoints"
         self.model = path / "model.safetensors"
         self.confusion = path / "confusion.csv"
@@ -139,6 +140,13 @@ class RunFolder:
                 )
         self._check_data(data)
         self._write_sessions([*self.read_sessions(), environment()])
+
+    def cut(self, step: int) -> dict[str, int]:
+        """Drop the rows behind a step from all tables; the last step that each had before, by its name."""
+        last = {table.path.stem: int(rows[-1]["step"]) for table in self.tables if (rows := table.rows())}
+        for table in self.tables:
+            table.cut(step)
+        return last
 
     def read_config(self) -> dict[str, Any]:
         """Contents of ``config.yaml``.
@@ -193,7 +201,7 @@ class RunFolder:
     def _never_began(self) -> bool:
         """Whether the folder is empty, or holds only what a run killed before its first checkpoint leaves."""
         names = {path.name.removeprefix(".").removesuffix(".partial") for path in self.path.iterdir()}
-        known = {"checkpoints", "config.yaml", "data.json", "environment.json"}
+        known = {"checkpoints", "config.yaml", "data.json", "environment.json", "tensorboard", "wandb", "wandb_id.txt"}
         return names <= known and not any(self.checkpoints.glob("*.state"))
 
     def _write_sessions(self, sessions: list[dict[str, Any]]) -> None:
