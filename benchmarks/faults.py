@@ -174,6 +174,7 @@ def session(task: str, fields: dict[str, Any], log: Path, *, full: tuple[int, fl
         definition.train(definition.config.from_plain(fields), resume=begun)
         code = 0
     except VisionMLPError as error:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))  # for the log
         print(f"error: {error}", file=sys.stderr)
         code = 2
     except BaseException:
@@ -267,8 +268,8 @@ def differences(first: Path, second: Path) -> list[str]:
     confusions = [folder / "confusion.csv" for folder in (first, second)]  # of classification only
     if len({path.read_bytes() if path.exists() else b"" for path in confusions}) > 1:
         found.append("confusion.csv")
-    if left := [path.name for path in (second / "checkpoints").iterdir() if not path.name.startswith("step-")]:
-        found.append(f"left over {left}")
+    if left := [path.name for path in second.rglob(".*")]:
+        found.append(f"{', '.join(left)} left over")
     return found
 
 

@@ -24,7 +24,7 @@ import yaml
 
 from visionmlp.engine.config import TrainingConfig
 from visionmlp.errors import InvalidConfig, RunFolderError
-from visionmlp.files import write_beside, writing
+from visionmlp.files import remove_leftovers, write_beside, writing
 
 PACKAGES = ("visionmlp", "torch", "torchvision", "timm", "lightning-fabric", "numpy", "pillow")
 
@@ -118,6 +118,7 @@ class RunFolder:
                     f"{self.path} exists already; continue its run with --resume, or give another --output"
                 )
             self.checkpoints.mkdir(parents=True, exist_ok=True)
+        self._remove_leftovers()
         write_beside(self.path / "config.yaml", yaml.safe_dump(config.to_plain(), sort_keys=False).encode())
         self._write_data(data)
         self._write_sessions([environment()])
@@ -139,6 +140,7 @@ class RunFolder:
                     "resume with the same value, or give another --output"
                 )
         self._check_data(data)
+        self._remove_leftovers()
         self._write_sessions([*self.read_sessions(), environment()])
 
     def cut(self, step: int) -> dict[str, int]:
@@ -197,6 +199,11 @@ class RunFolder:
             raise InvalidConfig(
                 f"{self.path} was started on other data; {change}; restore the data, or give another --output"
             )
+
+    def _remove_leftovers(self) -> None:
+        for folder in (self.path, self.checkpoints):
+            if folder.is_dir():
+                remove_leftovers(folder)
 
     def _never_began(self) -> bool:
         """Whether the folder is empty, or holds only what a run killed before its first checkpoint leaves."""
