@@ -84,13 +84,18 @@ def test_wandb_hears_every_row_once_also_of_a_killed_run(tmp_path: Path, wandb: 
     assert said_to_wandb(wandb) == rows_of(tmp_path / "run")
     assert [row["step"] for row in table(tmp_path / "run/train.csv")] == list(range(1, 19))
     assert wandb.opened[0]["config"] == config.to_plain()
+    assert wandb.opened[0]["project"] == "visionmlp"
     assert wandb.exit_codes == [1, 0]
 
 
-def test_a_logger_that_joins_later_hears_what_was_before(tmp_path: Path, wandb: FakeWandb) -> None:
+def test_a_logger_that_joins_later_hears_what_was_before(
+    tmp_path: Path, wandb: FakeWandb, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_PROJECT", "mine")
     config = config_for(tmp_path / "run", log_every=1)
     run_until_killed(config, 9)
     toy_fit(config_for(tmp_path / "run", log_every=1, logger=("wandb",)), resume=True)
+    assert wandb.opened[0]["project"] == "mine"
     assert said_to_wandb(wandb) == rows_of(tmp_path / "run")
 
 

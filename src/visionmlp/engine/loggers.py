@@ -5,6 +5,7 @@ one row more, which TensorBoard is told to forget.
 """
 
 import contextlib
+import os
 import secrets
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -98,7 +99,7 @@ class WandbLogger:
         started = path.exists()
         identity = path.read_text(encoding="utf-8").strip() if started else secrets.token_hex(4)
         self.run = wandb.init(
-            project="visionmlp",
+            project=os.environ.get("WANDB_PROJECT", "visionmlp"),
             name=run.path.name,
             id=identity,
             resume="allow",

@@ -93,7 +93,7 @@ def test_a_run_ships_its_network_and_can_be_used(task: str, shipped: str, images
 
 
 @pytest.mark.parametrize("task", SMALL)
-def test_a_stopped_run_ends_bit_equal_also_without_its_last_checkpoint(task: str, images: Path, tmp_path: Path, monkeypatch) -> None:
+def test_a_run_without_its_last_checkpoint_ends_bit_equal(task: str, images: Path, tmp_path: Path, monkeypatch) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     definition = load_task(task)
     definition.train(config_for(task, images, whole), resume=False)
