@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -76,6 +77,18 @@ def whole_file(path: Path, error: type[VisionMLPError] = CheckpointError) -> Ite
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what kills in the middle of a write leave in a folder: files of `whole_file`, and safetensors' own.
+
+    Raises:
+        RunFolderError: if one cannot be removed.
+    """
+    for path in folder.iterdir():
+        if re.fullmatch(r"\.(.+\.partial|tmp\w{6})", path.name) and path.is_file():
+            with writing(path):
+                path.unlink(missing_ok=True)
 
 
 def require_utf8(path: Path, error: type[VisionMLPError]) -> None:

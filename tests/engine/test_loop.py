@@ -83,6 +83,18 @@ def test_rows_that_a_resumed_run_writes_again_are_cut(tmp_path: Path) -> None:
     assert [row["step"] for row in table(path)] == list(range(1, 13))
 
 
+def test_what_kills_in_a_write_leave_is_removed(tmp_path: Path) -> None:
+    config = config_for(tmp_path / "run")
+    run_until_killed(config, 6)
+    names = (".model.safetensors.partial", "checkpoints/.step-000004.state.partial", "checkpoints/.tmpS8FVej")
+    for name in (*names, ".mine", "notes.partial"):
+        (tmp_path / "run" / name).write_bytes(b"half")
+    toy_fit(config, resume=True)
+    left = {str(path.relative_to(tmp_path / "run")) for path in (tmp_path / "run").rglob("*")}
+    assert left.isdisjoint(names)
+    assert {".mine", "notes.partial"} <= left
+
+
 def test_a_finished_run_resumes_to_the_same_end(tmp_path: Path) -> None:
     config = config_for(tmp_path / "run")
     _, first = toy_fit(config)

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ import torch
 from PIL import Image
 
 from visionmlp.errors import RunFolderError
-from visionmlp.report.plots import kernel_rows, router_curves
+from visionmlp.report import plots
+from visionmlp.report.plots import kernel_rows, router_curves, run_curves
 from visionmlp.report.plots import learning_curves as curves_of
 from visionmlp.tasks.classify.figures import confusion_matrix
 
@@ -87,3 +89,35 @@ def test_kernel_rows_show_the_injected_pattern(tmp_path: Path) -> None:
 def test_a_figure_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match=r"cannot write .*curves.png: No such file or directory"):
         learning_curves(TRAINING, EVALUATION, tmp_path / "missing" / "curves.png")
+
+
+def test_one_evaluation_is_a_dot_that_shows(tmp_path: Path) -> None:
+    row, nothing = [{"step": 4.0, "knn": 50.0}], [{"step": 4.0, "knn": math.nan}]
+    for name, rows in (("one", row), ("none", nothing)):
+        run_curves({"a": (TRAINING, rows), "b": (TRAINING, nothing)}, tmp_path / f"{name}.png", metric="knn")
+    one, none = pixels(tmp_path / "one.png"), pixels(tmp_path / "none.png")
+    blue = (np.abs(one - [0, 0x72, 0xB2]).max(2) < 8)[: one.shape[0] * 8 // 10, one.shape[1] // 2 :]
+    assert blue.sum() > 30
+    assert one.shape == none.shape
+
+
+def test_a_legend_names_what_is_drawn_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    legends: list[list[str]] = []
+    monkeypatch.setattr(
+        plots, "save", lambda figure, path: legends.append([t.get_text() for t in _texts(figure.axes[0])]) or path
+    )
+    learning_curves(TRAINING, EVALUATION, tmp_path / "a.png")
+    learning_curves(TRAINING, [{"step": 4.0, "top1": 3.0}], tmp_path / "b.png")
+    assert legends == [["training", "held out"], []]
+
+
+def _texts(axes: Any) -> list[Any]:
+    legend = axes.get_legend()
+    return [] if legend is None else legend.get_texts()
+
+
+@pytest.mark.parametrize("values", [[100.0], [0.0, 100.0], [97.0, 99.5], [1.0, 2.0]])
+def test_a_percent_axis_holds_its_values_and_no_tick_beyond_100(values: list[float]) -> None:
+    low, high = plots._percent_limits(values)
+    assert low <= min(values) <= max(values) < high <= 104
+    assert high - 100 < 0.05 * (high - low)

@@ -77,8 +77,13 @@ def run(namespace: "Namespace") -> int:
         return 0
     result = task.train(config, resume=switches.resume)
     if result.rank == 0:
+        from visionmlp.data.policy import names_of_bad_images
+        from visionmlp.engine.run_folder import RunFolder
+
         numbers = "  ".join(f"{name} {value:.4g}" for name, value in result.metrics.items())
         sys.stdout.write(f"{numbers}  (step {result.best_step} of {result.steps}, {result.seconds:.0f} s)\n")
+        if left_out := len(names_of_bad_images(RunFolder(result.folder).bad_images)):
+            sys.stdout.write(f"left out {left_out} images that cannot be read: {result.folder}/bad_images.txt\n")
         sys.stdout.write(f"wrote {result.folder}: model.safetensors, report.html\n")
     return 0
 

@@ -33,7 +33,7 @@ class FoundImages:
     folders: list[str]
     """Sub-folders of the first level that are not hidden, in natural order, with or without images."""
     notes: list[str]
-    """What was left out, in words for one line; mostly empty."""
+    """What was left out, or is odd, in words for one line; mostly empty."""
     others: dict[str, Counter[str]]
     """For each sub-folder of the first level: its files that are no images, by suffix."""
 
@@ -138,6 +138,7 @@ class _Walk:
         self.folders: list[str] = []
         self.hidden: list[str] = []
         self.repeated: list[str] = []
+        self.suffixed: list[str] = []
         self.dead: list[str] = []
         self.others: dict[str, Counter[str]] = {}
         self.seen: set[tuple[int, int]] = set()
@@ -164,6 +165,8 @@ class _Walk:
                 raise DataError(f"cannot read folder {path}: {error.strerror}") from error
             if identity is not None:
                 self.seen.add(identity)
+            if suffix_of(below) in self.suffixes:
+                self.suffixed.append(below)
             prefix = f"{below}/" if below else ""
             for names, found in (
                 (contents.images, self.images),
@@ -180,13 +183,17 @@ class _Walk:
                 counter.update(suffix_of(name) or "no suffix" for name in contents.others)
 
     def notes(self) -> list[str]:
-        """What was left out."""
+        """What was left out, or read otherwise than its name says."""
         kinds = {
             "hidden names": self.hidden,
             "links to folders that are read already": self.repeated,
             "links that lead nowhere": self.dead,
         }
         notes = [f"left out {kind} ({len(names)}, such as {min(names)})" for kind, names in kinds.items() if names]
+        if self.suffixed:
+            notes.append(
+                f"read as folders what is named like images ({len(self.suffixed)}, such as {min(self.suffixed)})"
+            )
         if others := sum(self.others.values(), Counter[str]()):
             notes.append(f"left out files without an image's suffix ({others.total()}: {most_common(others)})")
         return notes

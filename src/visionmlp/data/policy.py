@@ -58,10 +58,10 @@ class BadImageLog:
             self.names.add(image.name)
             if self.path is not None:
                 # read again each time, as other ranks and earlier sessions write here too
-                if self.path.exists() and image.name in _names(self.path):
+                if _escaped(image.name) in names_of_bad_images(self.path):
                     continue
-                with self.path.open("a", encoding="utf-8", errors=_ERRORS) as file:
-                    file.write(f"{image.name}\t{image.reason}\n")
+                with self.path.open("a", encoding="utf-8", errors=_ERRORS, newline="") as file:
+                    file.write(f"{_escaped(image.name)}\t{image.reason}\n")
             warnings.warn(f"skipped image {image.name}: {image.reason}", stacklevel=2)
 
     def note(self, notes: Iterable[ImageNote]) -> None:
@@ -76,5 +76,14 @@ class BadImageLog:
                 warnings.warn(f"{note.name}: {note.text}", stacklevel=2)
 
 
-def _names(path: Path) -> list[str]:
-    return [line.partition("\t")[0] for line in path.read_text(encoding="utf-8", errors=_ERRORS).splitlines()]
+def names_of_bad_images(path: Path) -> list[str]:
+    """The images that a run's ``bad_images.txt`` lists, tabs and line ends in them escaped; none without the file."""
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8", errors=_ERRORS, newline="\n") as lines:
+        return [line.partition("\t")[0] for line in lines]
+
+
+def _escaped(name: str) -> str:
+    """On one line, as a name may hold whatever separates lines and columns."""
+    return name.replace("\t", "\\t").replace("\n", "\\n")

@@ -12,6 +12,8 @@ from visionmlp.errors import InvalidConfig
 
 # known without asking timm, whose import takes seconds
 _COMMON = ("adamw", "sgd", "lamb", "adagrad")
+LOGGERS = ("tensorboard", "wandb")
+"""Loggers beside the tables; each is an extra of this name."""
 # what they need and the loop does not compute
 _UNSUPPORTED = {"adahessian": "second derivatives", "lbfgs": "several losses within a step"}
 
@@ -51,6 +53,9 @@ class TrainingConfig:
         None, "steps between two checkpoints, beside those at evaluations", group="run", may_change=True
     )
     keep_checkpoints: int = option(2, "newest checkpoints to keep", group="run", may_change=True)
+    logger: tuple[Literal["tensorboard", "wandb"], ...] = option(
+        (), "also log the rows of the tables to tensorboard, wandb, or both", group="run", may_change=True
+    )
 
     epochs: int = option(100, "passes over the training images", group="optimisation")
     max_steps: int | None = option(
@@ -122,6 +127,9 @@ class TrainingConfig:
         for name, value in self.choices().items():
             given = getattr(self, name)
             self.require(given in value, f"{name} must be one of {', '.join(map(str, value))}, got {given!r}")
+        for name in self.logger:
+            self.require(name in LOGGERS, f"logger must be of {', '.join(LOGGERS)}, got {name!r}")
+            self.require(self.logger.count(name) == 1, f"logger has {name} twice")
         parts = self.devices * self.accumulate
         self.require(
             self.batch_size % parts == 0,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from visionmlp.engine.config import TrainingConfig
+from visionmlp.engine.loggers import require_loggers
 from visionmlp.errors import InvalidConfig, VisionMLPError, require
 
 if TYPE_CHECKING:
@@ -22,9 +23,10 @@ def launch(config: TrainingConfig, function: Callable[["Fabric"], T]) -> T:
 
     Raises:
         InvalidConfig: if this machine does not have the devices.
-        MissingExtra: if Lightning Fabric is not installed.
+        MissingExtra: if Lightning Fabric or a logger is not installed.
     """
     lightning = require("lightning_fabric", extra="train")
+    require_loggers(config.logger)
     try:
         fabric = lightning.Fabric(
             accelerator=config.accelerator,

@@ -22,6 +22,7 @@ from visionmlp.engine.checkpoints import Checkpoints, WriteWeights
 from visionmlp.engine.config import TrainingConfig
 from visionmlp.engine.evaluation import evaluate
 from visionmlp.engine.launch import agree, on_rank_zero
+from visionmlp.engine.loggers import Loggers, LogState
 from visionmlp.engine.metrics import Metric
 from visionmlp.engine.optimization import (
     clip_each_gradient,
@@ -34,7 +35,7 @@ from visionmlp.engine.optimization import (
 )
 from visionmlp.engine.processes import Processes
 from visionmlp.engine.progress import ProgressReport
-from visionmlp.engine.run_folder import DataRecord, RunFolder, best_row, score
+from visionmlp.engine.run_folder import DataRecord, RunFolder, Table, best_row, score
 from visionmlp.engine.signals import stop_on_signals
 from visionmlp.engine.task import EpochData, RunContext, Task
 from visionmlp.errors import InvalidConfig, RunFolderError, TrainingDiverged
@@ -104,8 +105,8 @@ def fit(
     if resume:
         loop.restore()
     else:
-        loop.save()
-    with loop.report, stop_on_signals(loop.ask_to_stop):
+        loop.start()
+    with loop.report, loop.loggers, stop_on_signals(loop.ask_to_stop):
         loop.run_epochs()
     return loop.result()
 
@@ -162,6 +163,8 @@ class _Loop:
         self.stopping = False
         """All processes know that one was asked."""
         self.report = self._report()
+        self.loggers = Loggers({})
+        """Open in the first process only."""
 
     @property
     def evaluated_model(self) -> nn.Module:
@@ -169,6 +172,11 @@ class _Loop:
         return self.task.evaluated(self.plain if self.ema is None else self.ema.module)
 
     # ---- saving and restoring
+
+    def start(self) -> None:
+        """Step 0 is saved: from here on there is something to resume."""
+        on_rank_zero(self.fabric, lambda: self._open_loggers(resumed=False))
+        self.save()
 
     def save(self) -> None:
         """Write a checkpoint, unless the weights are not finite."""
@@ -196,11 +204,20 @@ class _Loop:
             self.ema.module.load_state_dict(state["ema"])
         self.task.load_state_dict(state["task"])
         self.interval = state["interval"]
-        tables = (self.run.train, self.run.metrics, self.run.router)
-        on_rank_zero(self.fabric, lambda: [table.cut(self.step) for table in tables])
+        on_rank_zero(self.fabric, lambda: self._open_loggers(resumed=True))
         self.report = self._report()
         if self.step:
             self.report.note(f"resumed at step {self.step} of {self.steps}")
+
+    def _open_loggers(self, *, resumed: bool) -> None:
+        """In the first process, which also cuts the tables to this step."""
+        logged = self.run.cut(self.step)
+        self.loggers = Loggers.open(self.run, self.config, LogState.of(self.run, self.step, logged), resumed=resumed)
+
+    def _append(self, table: Table, row: Mapping[str, Any]) -> None:
+        """In the first process."""
+        self.loggers.write(table.path, row)
+        table.append(row)
 
     # ---- training
 
@@ -288,11 +305,10 @@ class _Loop:
             for kind in ("columns", "routing")
         )
         self.interval, self.interval_started = [], now
-        on_rank_zero(
-            self.fabric, lambda: self.run.train.append({"step": self.step, "epoch": epoch + 1, **row, **columns})
-        )
+        training = {"step": self.step, "epoch": epoch + 1, **row, **columns}
+        on_rank_zero(self.fabric, lambda: self._append(self.run.train, training))
         if routed:
-            on_rank_zero(self.fabric, lambda: self.run.router.append({"step": self.step, **routed}))
+            on_rank_zero(self.fabric, lambda: self._append(self.run.router, {"step": self.step, **routed}))
         self.report.logged(epoch=epoch + 1, **row)
 
     # ---- evaluation
@@ -330,7 +346,7 @@ class _Loop:
         if best:
             self.keep_best(model, metric)
         # behind the weights: without this row a resumed run evaluates again
-        self.run.metrics.append({"step": self.step, "epoch": epoch, **metrics})
+        self._append(self.run.metrics, {"step": self.step, "epoch": epoch, **metrics})
         return best
 
     def _score(self, metrics: Mapping[str, float]) -> float:

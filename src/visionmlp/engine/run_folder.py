@@ -24,7 +24,7 @@ import yaml
 
 from visionmlp.engine.config import TrainingConfig
 from visionmlp.errors import InvalidConfig, RunFolderError
-from visionmlp.files import write_beside, writing
+from visionmlp.files import remove_leftovers, write_beside, writing
 
 PACKAGES = ("visionmlp", "torch", "torchvision", "timm", "lightning-fabric", "numpy", "pillow")
 
@@ -96,6 +96,7 @@ class RunFolder:
         self.metrics = Table(path / "metrics.csv")
         self.router = Table(path / "router.csv")
         """Only of models with routed experts."""
+        self.tables = (self.train, self.metrics, self.router)
         self.checkpoints = path / "checkpoints"
         self.model = path / "model.safetensors"
         self.confusion = path / "confusion.csv"
@@ -117,6 +118,7 @@ class RunFolder:
                     f"{self.path} exists already; continue its run with --resume, or give another --output"
                 )
             self.checkpoints.mkdir(parents=True, exist_ok=True)
+        self._remove_leftovers()
         write_beside(self.path / "config.yaml", yaml.safe_dump(config.to_plain(), sort_keys=False).encode())
         self._write_data(data)
         self._write_sessions([environment()])
@@ -138,7 +140,15 @@ class RunFolder:
                     "resume with the same value, or give another --output"
                 )
         self._check_data(data)
+        self._remove_leftovers()
         self._write_sessions([*self.read_sessions(), environment()])
+
+    def cut(self, step: int) -> dict[str, int]:
+        """Drop the rows behind a step from all tables; the last step that each had before, by its name."""
+        last = {table.path.stem: int(rows[-1]["step"]) for table in self.tables if (rows := table.rows())}
+        for table in self.tables:
+            table.cut(step)
+        return last
 
     def read_config(self) -> dict[str, Any]:
         """Contents of ``config.yaml``.
@@ -190,10 +200,15 @@ class RunFolder:
                 f"{self.path} was started on other data; {change}; restore the data, or give another --output"
             )
 
+    def _remove_leftovers(self) -> None:
+        for folder in (self.path, self.checkpoints):
+            if folder.is_dir():
+                remove_leftovers(folder)
+
     def _never_began(self) -> bool:
         """Whether the folder is empty, or holds only what a run killed before its first checkpoint leaves."""
         names = {path.name.removeprefix(".").removesuffix(".partial") for path in self.path.iterdir()}
-        known = {"checkpoints", "config.yaml", "data.json", "environment.json"}
+        known = {"checkpoints", "config.yaml", "data.json", "environment.json", "tensorboard", "wandb", "wandb_id.txt"}
         return names <= known and not any(self.checkpoints.glob("*.state"))
 
     def _write_sessions(self, sessions: list[dict[str, Any]]) -> None:

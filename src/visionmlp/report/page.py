@@ -52,7 +52,8 @@ def write_page(folder: Path, *, title: str, numbers: Mapping[str, str], figures:
     sections.append(("Evaluations", _table(evaluations[-_SHOWN_EVALUATIONS:])))
     if run.bad_images.exists():
         text = run.bad_images.read_text(encoding="utf-8", errors="replace")  # of file names that are not UTF-8
-        sections.append(("Images left out", f"<pre>{html.escape(text)}</pre>"))
+        count = text.count("\n")
+        sections.append((f"Images left out: {count}", f"<pre>{html.escape(text)}</pre>"))
     sections += [
         ("Configuration", _pairs(config)),
         ("Environment", "".join(_pairs(session) for session in sessions)),

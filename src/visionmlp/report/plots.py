@@ -57,12 +57,13 @@ def learning_curves(training: Rows, evaluation: Rows, path: Path, *, metric: str
     with style():
         figure = new_figure(9.6, 2.9)
         loss, quality, rate = figure.subplots(1, 3)
-        loss.plot(*curve(training, "loss"), color=BLUE, label="training")
-        loss.plot(*curve(evaluation, "loss"), color=VERMILION, linestyle="--", label="held out")
-        loss.set(title="Loss", xlabel="step", ylim=(0, None))
-        loss.legend()
+        _draw(loss, curve(training, "loss"), color=BLUE, label="training")
+        if (held_out := curve(evaluation, "loss"))[0]:  # some tasks have no loss there
+            _draw(loss, held_out, color=VERMILION, linestyle="--", label="held out")
+            loss.legend()
+        loss.set(title="Loss" if held_out[0] else "Training loss", xlabel="step", ylim=(0, None))
         steps, values = curve(evaluation, metric)
-        quality.plot(steps, values, color=VERMILION, marker="o" if len(steps) < 2 else "")
+        _draw(quality, (steps, values), color=VERMILION)
         quality.set(title=title, xlabel="step", ylim=_percent_limits(values))
         if values:
             best = int(np.argmax(values))
@@ -77,7 +78,7 @@ def learning_curves(training: Rows, evaluation: Rows, path: Path, *, metric: str
                 color=VERMILION,
                 fontweight="bold",
             )
-        rate.plot(*curve(training, "lr"), color=GREY)
+        _draw(rate, curve(training, "lr"), color=GREY)
         rate.set(title="Learning rate", xlabel="step", ylim=(0, None))
         rate.yaxis.set_major_formatter("{x:g}")
         return save(figure, path)
@@ -98,7 +99,7 @@ def column_curves(rows: Rows, titles: Mapping[str, str], path: Path) -> Path:
     with style():
         figure = new_figure(9.6, 2.9)
         for axes, (name, title) in zip(np.atleast_1d(figure.subplots(1, len(titles))), titles.items(), strict=True):
-            axes.plot(*curve(rows, name), color=BLUE)
+            _draw(axes, curve(rows, name), color=BLUE)
             axes.set(title=title, xlabel="step", ylim=(0, None))
         return save(figure, path)
 
@@ -116,16 +117,19 @@ def run_curves(runs: Mapping[str, tuple[Rows, Rows]], path: Path, *, metric: str
         RunFolderError: if the file cannot be written.
     """
     with style():
-        figure = new_figure(9.6, 3.6)
+        longest = max(map(len, runs))
+        columns = 4 if longest < 24 else 2 if longest < 60 else 1
+        figure = new_figure(9.6, 3.4 + 0.17 * -(-len(runs) // columns))
         loss, quality = figure.subplots(1, 2)
         for index, (name, (training, evaluations)) in enumerate(runs.items()):
             look = {"color": RUN_COLOURS[index % 6], "linestyle": ("-", "--")[index // 6 % 2]}
             printed = name.encode(errors="backslashreplace").decode().replace("$", r"\$")
-            loss.plot(*curve(training, "loss"), **look, linewidth=1.1)
-            quality.plot(*curve(evaluations, metric), **look, label=printed)
+            _draw(loss, curve(training, "loss"), **look, linewidth=1.1)
+            _draw(quality, curve(evaluations, metric), **look, label=printed)
         loss.set(title="Training loss", xlabel="step", ylim=(0, None))
         quality.set(title=metric, xlabel="step")
-        quality.legend(fontsize=7)
+        # names may be long, and curves may be anywhere
+        figure.legend(fontsize=7, ncols=columns, loc="outside lower center")
         return save(figure, path)
 
 
@@ -296,10 +300,16 @@ def curve(rows: Rows, name: str, *, factor: float = 1.0) -> tuple[list[float], l
     return [step for step, _ in chosen], [value for _, value in chosen]
 
 
+def _draw(axes: "Axes", points: tuple[list[float], list[float]], **look: Any) -> None:
+    """A line, or a dot where there is one point only, which a line would not show."""
+    axes.plot(*points, marker="o" if len(points[0]) == 1 else "", **look)
+
+
 def _percent_limits(values: Sequence[float]) -> tuple[float, float]:
     """Room for the curve, but not so much zoom that noise looks like progress."""
     low, high = min(values, default=0.0), max(values, default=100.0)
-    return max(0.0, low - 0.1 * (100 - low) - 2), 103.0 if high > 80 else high * 1.1 + 1
+    bottom = max(0.0, low - 0.1 * (100 - low) - 2)
+    return bottom, 100 + 0.04 * (100 - bottom) if high > 80 else high * 1.1 + 1  # no tick beyond 100
 
 
 def _spread(size: int, count: int) -> list[int]:

@@ -54,7 +54,10 @@ class ImageTrainingConfig(TrainingConfig):
     )
     num_workers: int = option(2, "processes that load images, for each device", group="data", may_change=True)
     on_bad_image: Literal["stop", "skip"] = option(
-        "stop", "an image that cannot be read ends the run, or is skipped and named in bad_images.txt", group="data"
+        "stop",
+        "an image that cannot be read ends the run, or is skipped and named in bad_images.txt",
+        group="data",
+        may_change=True,
     )
 
     mean: tuple[float, ...] | None = option(None, "of the channels in [0, 1], if not the model's own", group="images")

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from visionmlp.data.batches import Batch
 from visionmlp.engine.processes import Processes
-from visionmlp.errors import InvalidConfig
+from visionmlp.errors import DataError, InvalidConfig
 
 _ROWS = 512
 """Queries at a time, which bounds the memory of their similarities."""
@@ -92,8 +92,17 @@ class KnnMetric:
         """Images that were asked about."""
         return sum(len(labels) for _, labels in self.parts[False])
 
+    @property
+    def neighbours(self) -> int:
+        """Images of the bank."""
+        return sum(len(labels) for _, labels in self.parts[True])
+
     def compute(self) -> dict[str, float]:
-        """See the class."""
+        """See the class.
+
+        Raises:
+            DataError: without an image on either side.
+        """
         (bank, known), (queries, labels) = (self._side(kind) for kind in (True, False))
         k = min(self.k, len(bank))
         if k < self.k:
@@ -105,6 +114,8 @@ class KnnMetric:
         return {"knn": 100 * top[:, 0].double().mean().item(), "knn5": 100 * top.any(1).double().mean().item()}
 
     def _side(self, in_bank: bool) -> tuple[Tensor, Tensor]:
+        if not self.parts[in_bank]:
+            raise DataError(f"no image of the {'training' if in_bank else 'evaluation'} data can be read")
         features, labels = (torch.cat(tensors) for tensors in zip(*self.parts[in_bank], strict=True))
         if features.dtype != torch.float64:
             features = features.float()  # bfloat16 has many equal similarities

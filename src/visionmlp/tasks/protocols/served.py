@@ -93,6 +93,7 @@ def scores(options: ProtocolOptions) -> Scores:
             "knn": result["knn"],
             "knn5": result["knn5"],
             "images": metric.images,
+            "skipped": len(bank) + len(queries) - metric.neighbours - metric.images,
             "images_per_second": rate,
         },
     )

@@ -7,8 +7,8 @@ from visionmlp.report.page import write_page
 from visionmlp.report.plots import column_curves, learning_curves
 
 _COLUMNS = {
-    "entropy": "Entropy of the targets (nats)",
-    "kl": "Distance to the targets (nats)",
+    "entropy": "Target entropy (nats)",
+    "kl": "KL to the targets (nats)",
     "spread": "Spread of the features",
     "agreement": "Own key is the nearest (%)",
 }
