@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from visionmlp.engine.config import TrainingConfig
+from visionmlp.engine.sharding import local, whole
 from visionmlp.errors import InvalidConfig
 
 _STUCK_SHARE = 0.01
@@ -122,17 +123,23 @@ def set_weight_decay(optimizer: Optimizer, config: TrainingConfig, step: int, st
 def clip_each_gradient(parameters: Sequence[nn.Parameter], largest: float) -> Tensor:
     """Shorten the gradient of each parameter whose own norm is above ``largest``; returns the norm of all, before."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norms = torch.stack(list(torch._foreach_norm(gradients)))
-    torch._foreach_mul_(gradients, list((largest / (norms + 1e-6)).clamp(max=1.0)))
+    norms = torch.stack([whole(norm) for norm in torch._foreach_norm(gradients)])
+    torch._foreach_mul_([local(gradient) for gradient in gradients], list((largest / (norms + 1e-6)).clamp(max=1.0)))
     return norms.norm()
 
 
-def create_ema(model: nn.Module, config: TrainingConfig) -> ModelEmaV3 | None:
-    """The moving average of weights and buffers, in float32 (bfloat16 cannot hold its small steps)."""
+def create_ema(model: nn.Module, config: TrainingConfig, *, sharded: bool = False) -> ModelEmaV3 | None:
+    """The moving average of weights and buffers, at least in float32 (bfloat16 cannot hold its small steps).
+
+    Args:
+        model: not wrapped.
+        config: options.
+        sharded: whether its weights will be in shards, which go one by one, as buffers never are.
+    """
     if config.ema_decay is None:
         return None
     dtype = torch.float32 if config.precision == "bf16-true" else None
-    return ModelEmaV3(model, decay=config.ema_decay, use_warmup=config.ema_warmup, dtype=dtype)
+    return ModelEmaV3(model, decay=config.ema_decay, use_warmup=config.ema_warmup, dtype=dtype, foreach=not sharded)
 
 
 def frozen_modules(model: nn.Module) -> list[nn.Module]:
