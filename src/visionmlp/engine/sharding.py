@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -44,8 +45,15 @@ def shard(model: nn.Module, parts: Iterable[Part], mesh: "DeviceMesh") -> None:
     from torch.distributed.fsdp import fully_shard
 
     for module, is_kept in parts:
+        module.register_forward_hook(_in_own_memory)
         fully_shard(module, mesh=mesh, reshard_after_forward=not is_kept)
+    model.register_forward_hook(_in_own_memory)
     fully_shard(model, mesh=mesh)
+
+
+def _in_own_memory(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+    """The hook that gathers weights for the backward pass is lost if somebody writes into a view."""
+    return tree_map(lambda value: value.clone() if isinstance(value, Tensor) and value._is_view() else value, output)
 
 
 def is_sharded(value: Any) -> bool:

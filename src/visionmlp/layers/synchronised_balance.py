@@ -5,10 +5,9 @@ parts: without this, the loss would depend on how many processes share a step's 
 image, so capacity never does.
 """
 
-import torch
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 
+from visionmlp.layers.collective import are_several, sum_over_processes
 from visionmlp.layers.moe import Experts
 
 
@@ -17,9 +16,7 @@ class _Synchronised(Experts):
 
     def total(self, sums: Tensor) -> Tensor:
         """Its gradient is a sum over processes too, as every process's loss contains it."""
-        if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
-            return super().total(sums)
-        return all_reduce(sums)
+        return sum_over_processes(sums) if are_several() else super().total(sums)
 
 
 def synchronise_balance(model: nn.Module) -> nn.Module:
