@@ -25,7 +25,7 @@ CAN_SHARD = hasattr(torch.cpu.Stream, "record_event")
 """Without it (PyTorch 2.6) FSDP2 has no CPUs."""
 SELF_SUPERVISED: dict[str, Any] = {"warmup_epochs": 0.5, "momentum": 0.5}
 CASES: dict[str, dict[str, Any]] = {
-    "norms": {"model": "repmlpnet_test", "ema_decay": 0.9, "optimizer": "adamw", "accumulate": 1},
+    "norms": {"model": "repmlpnet_test", "ema_decay": 0.9, "optimizer": "adamw"},
     "plain": {"model": "resmlp_test", "ema_decay": 0.9, "optimizer": "lamb", "save_every": 1, "clip_grad": 0.1},
     "experts": {
         "model": "sparsemlp_moe_test",
@@ -53,7 +53,7 @@ COMMON: dict[str, Any] = {
     "optimizer": "sgd",
     "lr": 1e-2,
     "warmup_epochs": 0.0,
-    "max_steps": 4,
+    "max_steps": 3,
     "batch_size": 8,
     "sync_batch_norm": True,
     "drop_path_rate": 0.0,
@@ -64,7 +64,8 @@ COMMON: dict[str, Any] = {
     "threads": 1,
     "knn_k": 3,
 }
-SHARDED = ["plain", "experts", "dino", "moco"]
+SHARDED = ["experts", "dino", "moco"]
+"""The plain one is sharded when it moves between numbers of processes."""
 
 
 def fields(folder: Path, case: str, name: str, **options: Any) -> dict[str, Any]:
@@ -105,7 +106,6 @@ def two(folder: Path) -> list[dict[str, Any]]:
         refused = r"strategy fsdp does not work with optimizer lamb, PyTorch 2\.6.* and device cpu"
         return [*runs, {"fields": fields(folder, "plain", "refused", strategy="fsdp"), "refused": refused}]
     for case in SHARDED:
-        # the parts of a step's images stay the same, so that also what depends on them does
         runs.append({"fields": fields(folder, case, f"{case} two in shards", strategy="fsdp")})
     adamp = {**fields(folder, "plain", "refused", strategy="fsdp"), "optimizer": "adamp"}
     return [
@@ -117,7 +117,7 @@ def two(folder: Path) -> list[dict[str, Any]]:
 
 
 def four(folder: Path) -> list[dict[str, Any]]:
-    runs: list[dict[str, Any]] = [{"fields": fields(folder, case, f"{case} four")} for case in CASES]
+    runs: list[dict[str, Any]] = [{"fields": fields(folder, case, f"{case} four")} for case in CASES if case != "plain"]
     return [*runs, {"fields": fields(folder, "plain", "continued by four", strategy="fsdp"), "resume": True}]
 
 
@@ -139,21 +139,22 @@ def assert_equal(one: Path, other: Path) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_what_one_process_learns_is_more_than_its_start(folder: Path, case: str) -> None:
-    start, end = (load_file(path) for path in (folder / f"{CASES[case]['model']}.safetensors", end_of(folder, case)))
-    moved = [name for name in end if name in start and (end[name] - start[name]).abs().max() > 1e-6]
+    start = load_file(folder / f"{CASES[case]['model']}.safetensors")
+    end = load_file(folder / f"{case} one/model.safetensors")
+    moved = [name for name in end if end[name].shape == start[name].shape and not close(end[name], start[name], 1e-6)]
     assert len(moved) > len(end) / 2
-    assert end["stem.proj.weight" if "stem.proj.weight" in end else next(iter(end))].dtype == torch.float64
+    assert all(value.dtype in (torch.float64, torch.int64) for value in end.values())
 
 
-def end_of(folder: Path, case: str) -> Path:
-    return folder / f"{case} one" / "model.safetensors"
+def close(one: torch.Tensor, other: torch.Tensor, tolerance: float) -> bool:
+    return torch.allclose(one.double(), other.double(), rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("processes", ["two", "four"])
 def test_several_processes_equal_one(folder: Path, case: str, processes: str) -> None:
-    if processes == "four" and not CAN_SHARD:
-        pytest.skip("two are enough for the lowest versions")
+    if processes == "four" and (case == "plain" or not CAN_SHARD):
+        pytest.skip("which is sharded over four, where it can be")
     assert_equal(folder / f"{case} one", folder / f"{case} {processes}")
     if case == "experts":
         rows = Table(folder / "experts one/router.csv").rows()
@@ -165,7 +166,7 @@ class TestShards:
     @pytest.mark.parametrize("case", SHARDED)
     def test_two_processes_with_shards_equal_one(self, folder: Path, case: str) -> None:
         assert_equal(folder / f"{case} one", folder / f"{case} two in shards")
-        files = {path.name for path in (folder / f"{case} two in shards/checkpoints/step-000004.shards").iterdir()}
+        files = {path.name for path in (folder / f"{case} two in shards/checkpoints/step-000003.shards").iterdir()}
         assert files == {".metadata", "__0_0.distcp", "__1_0.distcp"}
 
     def test_a_run_moves_between_numbers_of_processes(self, folder: Path) -> None:
