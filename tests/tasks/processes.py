@@ -83,7 +83,6 @@ def _work(rank: int, processes: int, runs: Sequence[dict[str, Any]], folder: Pat
     try:
         for arguments in runs:
             run(**arguments)
-        print("CPU", rank, processes, time.process_time(), flush=True)
         torch.distributed.barrier()  # a process that ends too early takes the others with it
     except BaseException:
         (folder / f"error{rank}.txt").write_text(traceback.format_exc())

@@ -155,7 +155,8 @@ class _Loop:
                 shard(network, task.parts(network), self.mesh)
         optimizer = create_optimizer(task.parameter_groups(model, config), config)
         self.schedule = create_schedule(optimizer, config, steps=self.steps, steps_per_epoch=self.steps_per_epoch)
-        self.model, self.optimizer = fabric.setup_module(model), fabric.setup_optimizers(optimizer)
+        self.model = fabric.setup_module(model)
+        self.optimizer: Any = fabric.setup_optimizers(optimizer)
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.resting = frozen_modules(model)
         self.checkpoints = Checkpoints(

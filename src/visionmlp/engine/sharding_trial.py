@@ -5,7 +5,7 @@ import warnings
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from visionmlp.engine.config import TrainingConfig
 from visionmlp.engine.optimization import create_optimizer
@@ -30,17 +30,11 @@ def require_sharding(config: TrainingConfig, mesh: "DeviceMesh", device: torch.d
         # first dimensions that cannot be split evenly, and one that is shorter than the number of processes
         one = nn.Sequential(nn.Linear(3, 2 * mesh.size() + 1), nn.Tanh(), nn.Linear(2 * mesh.size() + 1, 1)).to(device)
         images = torch.randn(2 * mesh.size(), 3, device=device)
-    start = {name: value.clone() for name, value in one.state_dict().items()}
-    other = copy.deepcopy(one)
+    other, start = copy.deepcopy(one), copy.deepcopy(one)
     place = mesh.get_local_rank()
     try:
         shard(other, [Part(other[0])], mesh)
-        optimizer = _optimizer(other, config)
-        for _ in range(2):
-            other(images[2 * place : 2 * place + 2]).square().mean().backward()
-            gradients = [whole(parameter.grad) for parameter in other.parameters() if parameter.grad is not None]
-            optimizer.step()
-            optimizer.zero_grad()
+        gradients = _two_steps(other, images[2 * place : 2 * place + 2], config)
     except InvalidConfig:
         raise
     except Exception as error:  # whatever a version of PyTorch or an optimizer fails with
@@ -49,25 +43,29 @@ def require_sharding(config: TrainingConfig, mesh: "DeviceMesh", device: torch.d
             f"strategy fsdp does not work with optimizer {config.optimizer}, PyTorch {torch.__version__} and device "
             f"{device.type} ({reason}); use strategy ddp, or another of these"
         ) from error
-    optimizer = _optimizer(one, config)
-    for _ in range(2):
-        one(images).square().mean().backward()
-        expected = [parameter.grad.clone() for parameter in one.parameters() if parameter.grad is not None]
-        optimizer.step()
-        optimizer.zero_grad()
-    shards = dict(other.named_parameters())
-    for name, value in one.state_dict().items():
-        moved = value - start[name], whole(shards[name].detach()) - start[name]
-        same = torch.allclose(*moved, rtol=_TOLERANCE, atol=_TOLERANCE * float(moved[0].abs().max()))
-        config.require(
-            same,
-            f"optimizer {config.optimizer} makes other steps on shards, so not with strategy fsdp; try adamw, lamb",
-        )
-    for value, gradient in zip(expected, gradients, strict=True):
+    for value, gradient in zip(_two_steps(one, images, config), gradients, strict=True):
         config.require(
             torch.allclose(value, gradient, rtol=_TOLERANCE, atol=_TOLERANCE),
-            f"PyTorch {torch.__version__} shards gradients wrongly on device {device.type}; use strategy ddp",
+            f"PyTorch {torch.__version__} adds up gradients wrongly on device {device.type}; use strategy ddp",
         )
+    for before, value, theirs in zip(start.parameters(), one.parameters(), other.parameters(), strict=True):
+        step, other_step = value - before, whole(theirs.detach()) - before
+        config.require(
+            torch.allclose(step, other_step, rtol=_TOLERANCE, atol=_TOLERANCE * float(step.abs().max())),
+            f"optimizer {config.optimizer} makes other steps on shards; use another with strategy fsdp, such as lamb",
+        )
+
+
+def _two_steps(model: nn.Module, images: Tensor, config: TrainingConfig) -> list[Tensor]:
+    """Take them, on the same images; the whole gradients of the second one."""
+    optimizer = _optimizer(model, config)
+    gradients: list[Tensor] = []
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(images).square().mean().backward()
+        gradients = [whole(parameter.grad) for parameter in model.parameters() if parameter.grad is not None]
+        optimizer.step()
+    return gradients
 
 
 def _optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
