@@ -1,6 +1,7 @@
 """Who started the processes: torchrun, SLURM, or nobody; and which of them speaks."""
 
 import pickle
+import sys
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,7 @@ def test_one_of_several_processes_says_what_is_wrong(
     number: int, is_alone: bool, lines: int, capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LOCAL_RANK", str(number))
-    monkeypatch.setattr("visionmlp.cli.main.first_is_silent", lambda: is_alone)
+    monkeypatch.setattr(sys.modules[main.__module__], "first_is_silent", lambda: is_alone)
     assert main(["train", "resmlp_test", "--data", "d", "--output", "o", "--batch-size", "0"]) == 2
     assert len(capsys.readouterr().err.splitlines()) == lines
 

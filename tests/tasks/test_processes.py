@@ -43,6 +43,8 @@ CASES: dict[str, dict[str, Any]] = {
         "local_size": 16,
         **SELF_SUPERVISED,
         "clip_grad": 0.05,
+        "lr": 0.5,
+        "teacher_momentum": 0.5,
     },
     # by SGD as DINO: a shift in front of a BatchNorm has no gradient but rounding, of which Adam would make whole steps
     "moco": {"task": "moco", "model": "resmlp_test", "projector_dim": 6, "projector_hidden": 8, **SELF_SUPERVISED},
