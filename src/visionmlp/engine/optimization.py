@@ -1,5 +1,6 @@
 """Optimizers, schedules and the moving average: timm's, from a `TrainingConfig`."""
 
+import inspect
 import math
 import warnings
 from collections.abc import Sequence
@@ -138,8 +139,11 @@ def create_ema(model: nn.Module, config: TrainingConfig, *, sharded: bool = Fals
     """
     if config.ema_decay is None:
         return None
-    dtype = torch.float32 if config.precision == "bf16-true" else None
-    return ModelEmaV3(model, decay=config.ema_decay, use_warmup=config.ema_warmup, dtype=dtype, foreach=not sharded)
+    options: dict[str, Any] = {"dtype": torch.float32} if config.precision == "bf16-true" else {}
+    if options and "dtype" not in inspect.signature(ModelEmaV3).parameters:
+        raise InvalidConfig("ema_decay with precision bf16-true needs timm 1.0.31; use bf16-mixed, or upgrade timm")
+    options["foreach"] = not sharded
+    return ModelEmaV3(model, decay=config.ema_decay, use_warmup=config.ema_warmup, **options)
 
 
 def frozen_modules(model: nn.Module) -> list[nn.Module]:
