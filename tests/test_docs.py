@@ -31,7 +31,8 @@ def test_links_exist(page):
 
 
 @pytest.mark.parametrize(
-    "page", [*(f"families/{prefix}.md" for prefix in PREFIXES), "timm.md", "recipes.md", "tasks/classify.md"]
+    "page",
+    [*(f"families/{prefix}.md" for prefix in PREFIXES), "timm.md", "recipes.md", "scale.md", "tasks/classify.md"],
 )
 def test_python_on_the_page_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

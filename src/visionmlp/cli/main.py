@@ -11,6 +11,7 @@ import visionmlp
 from visionmlp.cli.command import Command
 from visionmlp.cli.commands import COMMANDS
 from visionmlp.cli.usage import HelpFormatter, UsageError, nearest, unexpected
+from visionmlp.engine.started import first_is_silent, rank
 from visionmlp.errors import Note, VisionMLPError
 
 DESCRIPTION = """Vision MLPs: nine families of the literature. Train them, re-parameterise them, measure and ship them.
@@ -114,6 +115,7 @@ def show_warning(message: Warning | str, category: type[Warning], *_: object, **
 
 
 def fail(line: str, code: int) -> int:
-    """Print the one line."""
-    sys.stderr.write(line + "\n")
+    """Print the one line; of processes that train together the first one does, but for what it does not know."""
+    if rank() == 0 or first_is_silent():
+        sys.stderr.write(line + "\n")
     return code

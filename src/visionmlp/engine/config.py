@@ -62,7 +62,9 @@ class TrainingConfig:
         None, "train for so many steps instead of whole epochs; the schedule ends there", group="optimisation"
     )
     batch_size: int = option(128, "images of one step, over all devices and accumulated parts", group="optimisation")
-    accumulate: int = option(1, "parts that a step's images are processed in, to save memory", group="optimisation")
+    accumulate: int = option(
+        1, "parts that a step's images are processed in, to save memory", group="optimisation", may_change=True
+    )
     optimizer: str = option("adamw", "adamw, sgd, lamb, adagrad or another of timm's optimizers", group="optimisation")
     lr: float = option(1e-3, "highest learning rate, for the whole batch_size", group="optimisation")
     weight_decay: float = option(0.05, "of matrices and kernels; biases and vectors have none", group="optimisation")
@@ -101,19 +103,44 @@ class TrainingConfig:
     ema_warmup: bool = option(False, "let ema_decay rise to its value over the first steps", group="optimisation")
 
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = option("auto", "kind of device", group="hardware")
-    devices: int = option(1, "how many of them; several train data-parallel, one process each", group="hardware")
+    devices: int = option(
+        1,
+        "how many of them on each node, one process each; those that torchrun or SLURM started, where they did",
+        group="hardware",
+        may_change=True,
+    )
+    nodes: int = option(
+        1, "machines that train together; torchrun or SLURM starts the processes", group="hardware", may_change=True
+    )
+    strategy: Literal["ddp", "fsdp"] = option(
+        "ddp",
+        "whether each device holds the whole model, or a share of its weights, gradients and optimizer state",
+        group="hardware",
+        may_change=True,
+    )
     threads: int | None = option(
         None, "CPU threads of each process; one is best for tiny models and busy machines", group="hardware"
     )
-    precision: Literal["32-true", "bf16-mixed", "bf16-true"] = option(
-        "32-true", "float32, bfloat16 arithmetic with float32 weights, or all bfloat16", group="hardware"
+    precision: Literal["32-true", "bf16-mixed", "bf16-true", "64-true"] = option(
+        "32-true",
+        "float32, bfloat16 arithmetic with float32 weights, all bfloat16, or float64 to compare runs",
+        group="hardware",
     )
     deterministic: bool = option(
         False, "bit-equal repetition on GPUs too, with slower kernels; CPUs always repeat", group="hardware"
     )
 
     def __post_init__(self) -> None:
-        for name in ("log_every", "eval_every", "keep_checkpoints", "epochs", "batch_size", "accumulate", "devices"):
+        for name in (
+            "log_every",
+            "eval_every",
+            "keep_checkpoints",
+            "epochs",
+            "batch_size",
+            "accumulate",
+            "devices",
+            "nodes",
+        ):
             self.require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("save_every", "max_steps", "threads"):
             value = getattr(self, name)
@@ -130,10 +157,11 @@ class TrainingConfig:
         for name in self.logger:
             self.require(name in LOGGERS, f"logger must be of {', '.join(LOGGERS)}, got {name!r}")
             self.require(self.logger.count(name) == 1, f"logger has {name} twice")
-        parts = self.devices * self.accumulate
+        parts = self.processes * self.accumulate
+        devices = "devices" if self.nodes == 1 else "nodes x devices"
         self.require(
             self.batch_size % parts == 0,
-            f"batch_size {self.batch_size} must be a multiple of devices x accumulate = {parts}; "
+            f"batch_size {self.batch_size} must be a multiple of {devices} x accumulate = {parts}; "
             f"try {-(-self.batch_size // parts) * parts}",
         )
         self.require(
@@ -179,9 +207,14 @@ class TrainingConfig:
         return {name: typing.get_args(hint) for name, hint in hints.items() if typing.get_origin(hint) is Literal}
 
     @property
+    def processes(self) -> int:
+        """Of the run, one for each device."""
+        return self.nodes * self.devices
+
+    @property
     def part_size(self) -> int:
         """Images of one batch on one device."""
-        return self.batch_size // (self.devices * self.accumulate)
+        return self.batch_size // (self.processes * self.accumulate)
 
     def to_plain(self) -> dict[str, Any]:
         """The task and all fields as YAML and JSON know them."""

@@ -36,6 +36,8 @@ from visionmlp.engine.optimization import (
 from visionmlp.engine.processes import Processes
 from visionmlp.engine.progress import ProgressReport
 from visionmlp.engine.run_folder import DataRecord, RunFolder, Table, best_row, score
+from visionmlp.engine.sharding import Whole, load_state, local, mesh_of, optimizer_state, shard, whole
+from visionmlp.engine.sharding_trial import require_sharding
 from visionmlp.engine.signals import stop_on_signals
 from visionmlp.engine.task import EpochData, RunContext, Task
 from visionmlp.errors import InvalidConfig, RunFolderError, TrainingDiverged
@@ -136,23 +138,36 @@ class _Loop:
             raise InvalidConfig(f"an epoch of {len(training)} batches is shorter than accumulate = {config.accumulate}")
         self.steps = config.max_steps or config.epochs * self.steps_per_epoch
         self.processes = Processes(fabric)
-        model.to(fabric.device)
-        optimizer = create_optimizer(task.parameter_groups(model, config), config)
-        self.schedule = create_schedule(optimizer, config, steps=self.steps, steps_per_epoch=self.steps_per_epoch)
-        self.plain = model
-        self.model, self.optimizer = fabric.setup(model, optimizer)
+        self.mesh = mesh_of(fabric)
+        if self.mesh is not None:
+            require_sharding(config, self.mesh, fabric.device)
+        fabric.strategy.precision.convert_module(model.to(fabric.device))
         context = RunContext(
             device=fabric.device,
             processes=self.processes,
             steps=self.steps,
             steps_per_epoch=self.steps_per_epoch,
         )
+        # what copies the model comes before it is wrapped or sharded
         task.start(model, context)
+        warn_of_stuck_weights(model, config)
+        self.ema = create_ema(model, config, sharded=self.mesh is not None)
+        self.plain = model
+        self.whole: Whole | None = None
+        """Of a model in shards: the network that is evaluated."""
+        if self.mesh is not None:
+            self.whole = Whole(self._averaged())
+            for network in (model, *([] if self.ema is None else [self.ema.module])):
+                shard(network, task.parts(network), self.mesh)
+        optimizer = create_optimizer(task.parameter_groups(model, config), config)
+        self.schedule = create_schedule(optimizer, config, steps=self.steps, steps_per_epoch=self.steps_per_epoch)
+        self.model = fabric.setup_module(model)
+        self.optimizer: Any = fabric.setup_optimizers(optimizer)
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.resting = frozen_modules(model)
-        warn_of_stuck_weights(model, config)
-        self.ema = create_ema(model, config)
-        self.checkpoints = Checkpoints(run.checkpoints, keep=config.keep_checkpoints, write_weights=write_weights)
+        self.checkpoints = Checkpoints(
+            run.checkpoints, keep=config.keep_checkpoints, write_weights=write_weights, fabric=fabric, mesh=self.mesh
+        )
         self.keep_best = keep_best
         self.step = 0
         self.interval: list[dict[str, Any]] = []
@@ -166,10 +181,13 @@ class _Loop:
         self.loggers = Loggers({})
         """Open in the first process only."""
 
-    @property
+    def _averaged(self) -> nn.Module:
+        return self.plain if self.ema is None else self.ema.module
+
     def evaluated_model(self) -> nn.Module:
-        """The weights that are evaluated and shipped."""
-        return self.task.evaluated(self.plain if self.ema is None else self.ema.module)
+        """The network that is evaluated and shipped, whole in each process."""
+        network = self._averaged()
+        return self.task.evaluated(network if self.whole is None else self.whole.filled(network))
 
     # ---- saving and restoring
 
@@ -180,28 +198,32 @@ class _Loop:
 
     def save(self) -> None:
         """Write a checkpoint, unless the weights are not finite."""
-        bad = [name for name, value in self.plain.state_dict().items() if not value.isfinite().all()]
-        if bad:
-            raise TrainingDiverged(
-                f"{bad[0]} is not finite after step {self.step}, {self._lr_text()}; {self._advice()}"
-            )
+        agree(self.fabric, self._require_finite)
         state = {
             "optimizer": self.optimizer.state_dict(),
             "ema": None if self.ema is None else self.ema.module.state_dict(),
             "task": self.task.state_dict(),
             "interval": self.interval,
         }
-        on_rank_zero(self.fabric, lambda: self.checkpoints.save(self.step, self.plain, state))
+        self.checkpoints.save(self.step, self.plain, state)
+
+    def _require_finite(self) -> None:
+        bad = [name for name, value in self.plain.state_dict().items() if not local(value).isfinite().all()]
+        if bad:
+            raise TrainingDiverged(
+                f"{bad[0]} is not finite after step {self.step}, {self._lr_text()}; {self._advice()}"
+            )
 
     def restore(self) -> None:
         """Load the newest checkpoint and cut the tables to it."""
-        self.step, weights, state = on_rank_zero(self.fabric, self.checkpoints.load)
+        self.step, weights, state = self.checkpoints.load()
         if "task" not in state:
             raise RunFolderError(f"{self.run.path} is of an older visionmlp; resume it there, or start a new run")
-        self.plain.load_state_dict(weights)
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_state(self.plain, weights)
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        self.optimizer.load_state_dict(optimizer_state(state["optimizer"], parameters))
         if self.ema is not None:
-            self.ema.module.load_state_dict(state["ema"])
+            load_state(self.ema.module, state["ema"])
         self.task.load_state_dict(state["task"])
         self.interval = state["interval"]
         on_rank_zero(self.fabric, lambda: self._open_loggers(resumed=True))
@@ -257,9 +279,12 @@ class _Loop:
         sums = StepSums()
         for part, batch in enumerate(parts):
             _seed(self.config.seed, self.step, part, self.fabric.global_rank)
-            with self.fabric.no_backward_sync(self.model, enabled=part < len(parts) - 1):
+            # shards of gradients are added up part by part, which takes the memory of shards only
+            waits = part < len(parts) - 1 and self.mesh is None
+            with self.fabric.no_backward_sync(self.model, enabled=waits):
                 loss = self.task.training_loss(self.model, self.fabric.to_device(batch))
-                self.fabric.backward(loss.total + untouched(self.trained, self.processes))
+                zero = untouched(self.trained, self.processes) if self.mesh is None else 0.0
+                self.fabric.backward(loss.total + zero)
             sums.add(loss)
         totals = sums.over(self.processes, stop=self.stop_asked)
         self.stopping = totals.stop
@@ -285,6 +310,7 @@ class _Loop:
             norm = self.fabric.clip_gradients(
                 self.model, self.optimizer, max_norm=self.config.clip_grad, error_if_nonfinite=False
             )
+            norm = whole(norm)
         if not norm.isfinite():
             raise TrainingDiverged(
                 f"the gradient's norm is {norm.item()} at step {self.step + 1}, {self._lr_text()}; {self._advice()}"
@@ -316,20 +342,19 @@ class _Loop:
     def evaluate(self) -> None:
         """A row of metrics.csv; the best weights are kept."""
         paused = time.monotonic()
-        model = self.evaluated_model
+        model = self.evaluated_model()
         if self.fabric.world_size > 1:
             for buffer in model.buffers():  # each process has its own statistics; the first one's are saved
                 torch.distributed.broadcast(buffer, 0)
         precision = self.fabric.strategy.precision
+        # the average is evaluated in its own precision, at least float32, as it is shipped
+        as_is = self.ema is not None and self.config.precision != "64-true"
         metric = evaluate(
             self.task,
             model,
             self.evaluation,
-            # the average is evaluated in its own precision, float32, as it is shipped
-            prepare=lambda batch: self.fabric.to_device(
-                batch if self.ema is not None else precision.convert_input(batch)
-            ),
-            precision=contextlib.nullcontext if self.ema is not None else self.fabric.autocast,
+            prepare=lambda batch: self.fabric.to_device(batch if as_is else precision.convert_input(batch)),
+            precision=contextlib.nullcontext if as_is else self.fabric.autocast,
             after_batch=self._stop_evaluation,
             agree=lambda function: agree(self.fabric, function),
             processes=self.processes,
@@ -337,6 +362,8 @@ class _Loop:
         metrics = on_rank_zero(self.fabric, metric.compute)
         epoch = -(-self.step // self.steps_per_epoch)
         best = on_rank_zero(self.fabric, lambda: self._keep(model, metric, epoch, metrics))
+        if self.whole is not None:
+            self.whole.rest()
         self.report.evaluated(step=self.step, epoch=epoch, metrics=metrics, best=best)
         self.interval_started += time.monotonic() - paused
 

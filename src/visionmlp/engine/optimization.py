@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from visionmlp.engine.config import TrainingConfig
+from visionmlp.engine.sharding import local, whole
 from visionmlp.errors import InvalidConfig
 
 _STUCK_SHARE = 0.01
@@ -124,13 +125,18 @@ def set_weight_decay(optimizer: Optimizer, config: TrainingConfig, step: int, st
 def clip_each_gradient(parameters: Sequence[nn.Parameter], largest: float) -> Tensor:
     """Shorten the gradient of each parameter whose own norm is above ``largest``; returns the norm of all, before."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norms = torch.stack(list(torch._foreach_norm(gradients)))
-    torch._foreach_mul_(gradients, list((largest / (norms + 1e-6)).clamp(max=1.0)))
+    norms = torch.stack([whole(norm) for norm in torch._foreach_norm(gradients)])
+    torch._foreach_mul_([local(gradient) for gradient in gradients], list((largest / (norms + 1e-6)).clamp(max=1.0)))
     return norms.norm()
 
 
-def create_ema(model: nn.Module, config: TrainingConfig) -> ModelEmaV3 | None:
-    """The moving average of weights and buffers, in float32 (bfloat16 cannot hold its small steps).
+def create_ema(model: nn.Module, config: TrainingConfig, *, sharded: bool = False) -> ModelEmaV3 | None:
+    """The moving average of weights and buffers, at least in float32 (bfloat16 cannot hold its small steps).
+
+    Args:
+        model: not wrapped.
+        config: options.
+        sharded: whether its weights will be in shards, which go one by one, as buffers never are.
 
     Raises:
         InvalidConfig: for weights in bfloat16, if this timm cannot average them so.
@@ -140,6 +146,7 @@ def create_ema(model: nn.Module, config: TrainingConfig) -> ModelEmaV3 | None:
     options: dict[str, Any] = {"dtype": torch.float32} if config.precision == "bf16-true" else {}
     if options and "dtype" not in inspect.signature(ModelEmaV3).parameters:
         raise InvalidConfig("ema_decay with precision bf16-true needs timm 1.0.31; use bf16-mixed, or upgrade timm")
+    options["foreach"] = not sharded
     return ModelEmaV3(model, decay=config.ema_decay, use_warmup=config.ema_warmup, **options)
 
 

@@ -15,6 +15,7 @@ import os
 import platform
 import subprocess
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -23,10 +24,13 @@ from typing import Any, Protocol
 import yaml
 
 from visionmlp.engine.config import TrainingConfig
-from visionmlp.errors import InvalidConfig, RunFolderError
+from visionmlp.errors import InvalidConfig, Note, RunFolderError
 from visionmlp.files import remove_leftovers, write_beside, writing
 
 PACKAGES = ("visionmlp", "torch", "torchvision", "timm", "lightning-fabric", "numpy", "pillow")
+
+_PARTS = ("nodes", "devices", "accumulate")
+"""Options that divide the images of a step."""
 
 
 class Table:
@@ -139,6 +143,13 @@ class RunFolder:
                     f"{self.path} was started with {name} = {before[name]}, not {value}; "
                     "resume with the same value, or give another --output"
                 )
+        parts = [f"{name} = {before[name]}, not {now[name]}" for name in _PARTS if before[name] != now[name]]
+        if parts:
+            text = (
+                f"{self.path} was started with {' and '.join(parts)}: images and batch are the same, but what is drawn "
+                "for each part (dropout, drop-path, mixing) is not, nor are unsynchronised BatchNorms"
+            )
+            warnings.warn(Note(text), stacklevel=2)
         self._check_data(data)
         self._remove_leftovers()
         self._write_sessions([*self.read_sessions(), environment()])

@@ -12,6 +12,7 @@ from visionmlp.engine.config import TrainingConfig
 from visionmlp.engine.metrics import Metric
 from visionmlp.engine.optimization import parameter_groups
 from visionmlp.engine.processes import Processes
+from visionmlp.engine.sharding import Part
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,6 +77,14 @@ class Task(abc.ABC):
             model: as it starts, on the device and in the run's precision, not wrapped.
             run: its devices and length.
         """
+
+    def parts(self, model: nn.Module) -> list[Part]:  # noqa: ARG002 (few tasks need it)
+        """What a model in shards gathers the weights of at a time, in the order that it calls them; see `Part`.
+
+        Args:
+            model: the trained one, or its moving average, not sharded yet.
+        """
+        return []
 
     def before_step(self, model: nn.Module, step: int) -> None:  # noqa: B027 (few tasks need it)
         """Called behind the backward pass and clipping: set gradients to None that the optimizer shall not see.

@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from visionmlp.errors import InvalidConfig
+from visionmlp.layers.collective import sum_over_processes
 from visionmlp.layers.moe import Experts, MixtureOfExperts
 
 
@@ -39,19 +40,6 @@ class _Exchange(torch.autograd.Function):
         returned = torch.empty_like(gradients[0], memory_format=torch.contiguous_format)
         dist.all_to_all_single(returned, gradients[0].contiguous(), group=ctx.group)
         return returned, None
-
-
-class _Sum(torch.autograd.Function):
-    """Sum over processes; so is its gradient, as every process' loss contains it."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.group = group
-        return _summed(x, group)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return _summed(gradients[0], ctx.group), None
 
 
 class ParallelExperts(Experts):
@@ -80,7 +68,7 @@ class ParallelExperts(Experts):
 
     def total(self, sums: Tensor) -> Tensor:
         """Sums over the items of all processes."""
-        return _Sum.apply(sums, self.group)  # type: ignore[return-value]
+        return sum_over_processes(sums, self.group)
 
 
 def expert_parallel(model: nn.Module, group: dist.ProcessGroup) -> None:
@@ -142,9 +130,3 @@ def gather_state(model: nn.Module, group: dist.ProcessGroup) -> dict[str, Tensor
             value = torch.cat(whole)
         state[name] = value
     return state
-
-
-def _summed(x: Tensor, group: dist.ProcessGroup) -> Tensor:
-    total = x.contiguous().clone()
-    dist.all_reduce(total, group=group)
-    return total

@@ -2,7 +2,8 @@
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
+
+from visionmlp.layers.collective import are_several, sum_over_processes
 
 
 class _Synchronised(nn.modules.batchnorm._BatchNorm):
@@ -10,19 +11,19 @@ class _Synchronised(nn.modules.batchnorm._BatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """As BatchNorm's, of one large batch."""
-        if not self.training or not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+        if not self.training or not are_several():
             return super().forward(input)
         self._check_input_dim(input)
         dims = [0, *range(2, input.dim())]
         wide = input.float() if input.dtype in (torch.bfloat16, torch.float16) else input
         count = wide.new_tensor([wide.numel() // wide.shape[1]])
-        sums = all_reduce(torch.cat([wide.sum(dims), count]))
+        sums = sum_over_processes(torch.cat([wide.sum(dims), count]))
         count = sums[-1].detach()
         shape = [1, -1, *[1] * (input.dim() - 2)]
         mean = sums[:-1] / count
         centred = wide - mean.view(shape)
         # in two passes, as the mean of squares loses digits
-        variance = all_reduce(centred.square().sum(dims)) / count
+        variance = sum_over_processes(centred.square().sum(dims)) / count
         if self.track_running_stats:
             self._follow(mean.detach(), variance.detach() * count / (count - 1).clamp(min=1))
         result = centred * (variance + self.eps).rsqrt().view(shape)

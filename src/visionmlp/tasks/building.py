@@ -4,13 +4,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from visionmlp.data import BadImageLog, EvaluationBatches, Preprocessing, TrainingBatches, open_training_data
 from visionmlp.data.batches import EpochOrder
 from visionmlp.data.sources import ImageSource
 from visionmlp.data.transforms import Transform
 from visionmlp.data.views import Views
+from visionmlp.engine.sharding import Part
 from visionmlp.errors import InvalidConfig
+from visionmlp.layers.auxiliary import AuxiliaryLoss
+from visionmlp.layers.synchronised_balance import synchronise_balance
+from visionmlp.layers.synchronised_norm import synchronise_norms
 from visionmlp.models.backbone import Backbone
 from visionmlp.models.checkpoint import load_model, require_trainable
 from visionmlp.models.registry import is_model
@@ -67,6 +72,23 @@ def build_backbone(config: ImageTrainingConfig, num_classes: int) -> Backbone:
                 **fields,
             )
     return model
+
+
+def synchronise(model: nn.Module, config: ImageTrainingConfig, fabric: "Fabric") -> None:
+    """Let what is a function of a batch be one of the batches of all processes, where there are several."""
+    if fabric.world_size > 1:
+        synchronise_balance(model)
+        if config.sync_batch_norm:
+            synchronise_norms(model)
+
+
+def parts_of(backbone: nn.Module) -> list[Part]:
+    """The blocks of a backbone, as what FSDP gathers at a time; nothing of another model."""
+    if not isinstance(backbone, Backbone):
+        return []
+    blocks = [block for stage in backbone.stages for block in stage.blocks]  # type: ignore[union-attr]
+    # a loss beside the output does not wait for the output's gradient, which is what gathers weights again
+    return [Part(block, any(isinstance(module, AuxiliaryLoss) for module in block.modules())) for block in blocks]
 
 
 def open_data(config: ImageTrainingConfig) -> tuple[ImageSource, ImageSource]:

@@ -19,6 +19,10 @@ INTERPOLATIONS = ("bilinear", "bicubic", "nearest", "lanczos")
 class ImageTrainingConfig(TrainingConfig):
     """Options of a run on images."""
 
+    sync_batch_norm: bool = option(
+        False, "BatchNorm takes its statistics over all devices, where there are several", group="optimisation"
+    )
+
     model: str = dataclasses.field(
         metadata=about("model name; or a run folder or checkpoint of a training form, to continue from", "model")
     )

@@ -3,8 +3,6 @@
 import csv
 import dataclasses
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -149,42 +147,3 @@ def test_parts_do_not_change_dino(images: Path, tmp_path: Path) -> None:
     one, four = states(tmp_path / "one"), states(tmp_path / "four")
     for name, value in one.items():
         torch.testing.assert_close(four[name], value, rtol=1e-3, atol=2e-5)
-
-
-@pytest.mark.parametrize("task", SMALL)
-def test_two_processes_learn_what_one_does(task: str, images: Path, tmp_path: Path) -> None:
-    """By SGD: a shift in front of a BatchNorm has no gradient but rounding, of which Adam would make whole steps."""
-    options = {"max_steps": 3, "drop_path_rate": 0.0, "warmup_epochs": 0.0, "optimizer": "sgd", "lr": 0.1}
-    for name, devices in (("one", 1), ("two", 2)):
-        config = config_for(task, images, tmp_path / name, devices=devices, **options)
-        words = [f"--{key.replace('_', '-')}={value}" for key, value in config.to_plain().items() if key in GIVEN]
-        command = [sys.executable, "-m", "visionmlp", "train", "resmlp_test", "--task", task, *words]
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-    start, one, two = (
-        load_file(tmp_path / "one/checkpoints/step-000000.safetensors"),
-        *map(states, (tmp_path / "one", tmp_path / "two")),
-    )
-    moved = [name for name, value in start.items() if not torch.equal(one[name], value)]
-    assert len(moved) > len(start) / 2
-    for name, value in one.items():
-        torch.testing.assert_close(
-            two[name], value, rtol=1e-3, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
-        )
-
-
-GIVEN = {
-    *("data", "output", "max_steps", "drop_path_rate", "devices", "warmup_epochs", "batch_size", "num_workers"),
-    *(
-        "log_every",
-        "lr",
-        "optimizer",
-        "threads",
-        "out_dim",
-        "hidden_dim",
-        "bottleneck_dim",
-        "local_crops",
-        "local_size",
-    ),
-    *("local_size", "projector_dim", "projector_hidden"),
-}

@@ -12,11 +12,11 @@ from visionmlp.data import BadImageLog, Preprocessing
 from visionmlp.data.sources import ImageSource
 from visionmlp.data.summary import RunData
 from visionmlp.engine import RunFolder, fit
-from visionmlp.engine.launch import launch, on_rank_zero
+from visionmlp.engine.launch import agree, as_launched, launch, on_rank_zero
 from visionmlp.errors import require
 from visionmlp.models.backbone import Backbone
 from visionmlp.models.checkpoint import save_checkpoint
-from visionmlp.tasks.building import build_backbone, evaluation_batches, open_data, training_batches
+from visionmlp.tasks.building import build_backbone, evaluation_batches, open_data, synchronise, training_batches
 from visionmlp.tasks.classify.config import ClassifyConfig
 from visionmlp.tasks.classify.distillation import Distillation, open_distillation
 from visionmlp.tasks.classify.evaluation import Evaluation, evaluate
@@ -60,6 +60,7 @@ def train(config: ClassifyConfig, *, resume: bool = False) -> TrainResult:
         KeyboardInterrupt: at SIGINT or SIGTERM, when all is saved.
     """
     require("matplotlib", extra="plots")  # now rather than behind the training
+    config = as_launched(config)
     return launch(config, lambda fabric: _train(fabric, config, resume))
 
 
@@ -140,7 +141,8 @@ def _train(fabric: "Fabric", config: ClassifyConfig, resume: bool) -> TrainResul
     # rank 0 first, so that it alone downloads
     training_source, evaluation_source = on_rank_zero(fabric, lambda: open_data(config))
     class_names = training_source.class_names
-    model = build_model(config, len(class_names))
+    model = agree(fabric, lambda: build_model(config, len(class_names)))
+    synchronise(model, config, fabric)
     preprocessing = config.preprocessing(model)
     run = RunFolder(config.output)
     log = BadImageLog(config.on_bad_image, run.bad_images)

@@ -9,8 +9,10 @@ from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTarget
 from torch import Tensor, nn
 
 from visionmlp.data.batches import Batch
+from visionmlp.engine.sharding import Part
 from visionmlp.engine.task import RunContext, Task, TrainingLoss
 from visionmlp.layers.auxiliary import balance_of, collect_auxiliary
+from visionmlp.tasks.building import parts_of
 from visionmlp.tasks.classify.distillation import Distillation
 from visionmlp.tasks.classify.metrics import ClassificationMetric
 
@@ -83,6 +85,10 @@ class Classification(Task):
         """Move the teacher to the device."""
         if self.distillation is not None:
             self.distillation.teacher.to(run.device)
+
+    def parts(self, model: nn.Module) -> list[Part]:
+        """The blocks of a backbone."""
+        return parts_of(model)
 
     def state_dict(self) -> dict[str, Any]:
         """Which teacher it is, if there is one; nothing else is kept."""

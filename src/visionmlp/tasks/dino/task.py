@@ -12,10 +12,12 @@ from torch.nn import functional as F
 
 from visionmlp.data.batches import ViewBatch
 from visionmlp.engine.processes import Processes
+from visionmlp.engine.sharding import Part
 from visionmlp.engine.task import RunContext, Task, TrainingLoss
 from visionmlp.heads.projection import DinoHead
 from visionmlp.layers.auxiliary import balance_of, collect_auxiliary
 from visionmlp.models.backbone import Backbone
+from visionmlp.tasks.building import parts_of
 from visionmlp.tasks.dino.config import DinoConfig
 from visionmlp.tasks.protocols.knn import BankBatch, KnnMetric, features_of, take
 from visionmlp.tasks.self_supervised.run import cosine
@@ -134,10 +136,15 @@ class Dino(Task):
         columns = {
             "entropy": entropy.mean(),
             "kl": loss.detach().mean() - entropy.mean(),
-            "spread": spread(features[0]),
+            "spread": spread(self.run.processes.rows(features[0])),
         }
         balance, routing = balance_of(collected) if collected else (0.0, {})
         return TrainingLoss(total=loss.sum() + balance * images, count=images, columns=columns, routing=routing)
+
+    def parts(self, model: nn.Module) -> list[Part]:
+        """The blocks of the backbone."""
+        assert isinstance(model, DinoNetwork)
+        return parts_of(model.backbone)
 
     def before_step(self, model: nn.Module, step: int) -> None:
         """Prototypes rest in the first epochs, without weight decay too."""

@@ -13,9 +13,11 @@ from torch.nn import functional as F
 from visionmlp.data.batches import ViewBatch
 from visionmlp.engine.config import TrainingConfig
 from visionmlp.engine.processes import Processes
+from visionmlp.engine.sharding import Part
 from visionmlp.engine.task import RunContext, Task, TrainingLoss
 from visionmlp.layers.auxiliary import balance_of, collect_auxiliary
 from visionmlp.models.backbone import Backbone
+from visionmlp.tasks.building import parts_of
 from visionmlp.tasks.moco.config import MocoConfig
 from visionmlp.tasks.protocols.knn import BankBatch, KnnMetric, features_of, take
 from visionmlp.tasks.self_supervised.run import cosine
@@ -114,8 +116,13 @@ class Moco(Task):
         self._entropy[1] += images
         self._most = math.log(images * self.run.processes.count)
         balance, routing = balance_of(collected) if collected else (0.0, {})
-        columns = {**mean, "spread": spread(features[0])}
+        columns = {**mean, "spread": spread(self.run.processes.rows(features[0]))}
         return TrainingLoss(total=total + balance * images, count=images, columns=columns, routing=routing)
+
+    def parts(self, model: nn.Module) -> list[Part]:
+        """The blocks of the backbone."""
+        assert isinstance(model, MocoNetwork)
+        return parts_of(model.backbone)
 
     def after_step(self, model: nn.Module, step: int, processes: Processes) -> None:
         """Move the key encoder."""

@@ -14,13 +14,12 @@ from visionmlp.data import BadImageLog, Preprocessing
 from visionmlp.data.summary import RunData
 from visionmlp.data.views import Views
 from visionmlp.engine import RunFolder, Task, fit
-from visionmlp.engine.launch import launch, on_rank_zero
+from visionmlp.engine.launch import agree, as_launched, launch, on_rank_zero
 from visionmlp.errors import require
 from visionmlp.files import whole_file
-from visionmlp.layers.synchronised_norm import synchronise_norms
 from visionmlp.models.backbone import Backbone
 from visionmlp.models.checkpoint import save_checkpoint
-from visionmlp.tasks.building import build_backbone, evaluation_batches, open_data, training_batches
+from visionmlp.tasks.building import build_backbone, evaluation_batches, open_data, synchronise, training_batches
 from visionmlp.tasks.protocols.knn import BankThenQueries, closing
 from visionmlp.tasks.self_supervised.config import SelfSupervisedConfig
 from visionmlp.tasks.self_supervised.figures import write_report
@@ -79,19 +78,19 @@ def train(config: SelfSupervisedConfig, method: Method, *, resume: bool) -> Self
         KeyboardInterrupt: at SIGINT or SIGTERM, when all is saved.
     """
     require("matplotlib", extra="plots")  # now rather than behind the training
+    config = as_launched(config)
     return launch(config, lambda fabric: _train(fabric, config, method, resume))
 
 
 def _train(fabric: "Fabric", config: SelfSupervisedConfig, method: Method, resume: bool) -> SelfSupervisedResult:
     # rank 0 first, so that it alone downloads
     training_source, evaluation_source = on_rank_zero(fabric, lambda: open_data(config))
-    backbone = build_backbone(config, num_classes=0)
+    backbone = agree(fabric, lambda: build_backbone(config, num_classes=0))
     preprocessing = config.preprocessing(backbone)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed + 1)  # the backbone has drawn from the seed itself
         network = method.network(backbone)
-    if config.sync_batch_norm and fabric.world_size > 1:
-        synchronise_norms(network)
+    synchronise(network, config, fabric)
     run = RunFolder(config.output)
     log = BadImageLog(config.on_bad_image, run.bad_images)
     training = training_batches(config, fabric, training_source, method.views(preprocessing), preprocessing, log)

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from visionmlp.engine.sharding import whole
+
 
 def teacher_of(model: nn.Module) -> nn.Module:
     """A copy that is not trained, in float32 where the model is in less, which could not hold an average's steps."""
@@ -28,13 +30,15 @@ def teacher_mode(teacher: nn.Module) -> nn.Module:
 def follow(teacher: nn.Module, model: nn.Module, momentum: float) -> None:
     """Move the teacher's parameters to ``momentum`` of their own and the rest of the model's; buffers stay.
 
-    Parameters that the teacher lacks, such as a predictor's, are left out.
+    Parameters that the teacher lacks, such as a predictor's, are left out. The teacher is whole in every process; the
+    model may be in shards.
     """
     sources = dict(model.named_parameters())
     for name, own in teacher.named_parameters():
-        own.mul_(momentum).add_(sources[name].detach().to(own.dtype), alpha=1 - momentum)
+        own.mul_(momentum).add_(whole(sources[name].detach()).to(own.dtype), alpha=1 - momentum)
 
 
 def spread(features: Tensor) -> Tensor:
     """How features (B, D) of a batch differ: 1 if their directions are independent, 0 if they are all the same."""
-    return F.normalize(features.float()).std(0, correction=0).mean() * features.shape[1] ** 0.5
+    features = features.to(torch.promote_types(features.dtype, torch.float32))
+    return F.normalize(features).std(0, correction=0).mean() * features.shape[1] ** 0.5
