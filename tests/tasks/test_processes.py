@@ -21,6 +21,9 @@ from visionmlp.models.checkpoint import save_checkpoint
 
 from .processes import group, run
 
+# one worker starts all processes, once
+pytestmark = pytest.mark.xdist_group("processes")
+
 CAN_SHARD = hasattr(torch.cpu.Stream, "record_event")
 """Without it (PyTorch 2.6) FSDP2 has no CPUs."""
 SELF_SUPERVISED: dict[str, Any] = {"warmup_epochs": 0.5, "momentum": 0.5}
