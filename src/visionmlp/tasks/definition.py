@@ -10,40 +10,37 @@ from visionmlp.measure.catalog import check_name
 
 if TYPE_CHECKING:
     from visionmlp.bench.input_pipeline import InputBenchmark
+    from visionmlp.engine import FitResult
 
 
-class RunResult(Protocol):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainResult:
     """How a run ended."""
 
-    @property
-    def folder(self) -> Path:
-        """The run folder, with ``model.safetensors`` and ``report.html``."""
-        ...
+    folder: Path
+    """The run folder, with ``model.safetensors`` and ``report.html``."""
+    metrics: Mapping[str, float]
+    """Of ``model.safetensors``, by the columns of ``metrics.csv``."""
+    best_step: int
+    """Step that its weights are of."""
+    steps: int
+    """Steps of the run."""
+    seconds: float
+    """Duration of training in this session."""
+    rank: int = 0
+    """Of this process among those that trained together; the first speaks for all."""
 
-    @property
-    def metrics(self) -> Mapping[str, float]:
-        """Of ``model.safetensors``."""
-        ...
-
-    @property
-    def best_step(self) -> int:
-        """Step that its weights are of."""
-        ...
-
-    @property
-    def steps(self) -> int:
-        """Steps of the run."""
-        ...
-
-    @property
-    def seconds(self) -> float:
-        """Duration of training in this session."""
-        ...
-
-    @property
-    def rank(self) -> int:
-        """Of this process among those that trained together; the first speaks for all."""
-        ...
+    @classmethod
+    def of(cls, result: "FitResult", config: TrainingConfig, *, rank: int) -> "TrainResult":
+        """What the loop says, and where it was."""
+        return cls(
+            folder=config.output,
+            metrics=result.metrics,
+            best_step=result.best_step,
+            steps=result.steps,
+            seconds=result.seconds,
+            rank=rank,
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,7 +93,7 @@ class TaskDefinition:
     """One line for the help."""
     config: type[TrainingConfig]
     """Options of ``train``, with a field ``model``; its ``task`` is the name in the register."""
-    train: Callable[..., RunResult]
+    train: Callable[..., TrainResult]
     """Takes a configuration of this class and ``resume=``, whether to continue the run in its output folder."""
     eval_options: type
     """Options of ``eval``, a subclass of `visionmlp.tasks.options.EvalOptions`."""

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING
 
 from visionmlp.errors import InvalidConfig
 from visionmlp.tasks.classify.config import ClassifyConfig
-from visionmlp.tasks.definition import Scores, TaskDefinition
+from visionmlp.tasks.definition import Scores, TaskDefinition, TrainResult
 from visionmlp.tasks.options import PredictOptions, option
 from visionmlp.tasks.protocols.options import ProtocolOptions
 
 if TYPE_CHECKING:
     from visionmlp.bench.input_pipeline import InputBenchmark
     from visionmlp.tasks.classify.predict import Prediction
-    from visionmlp.tasks.classify.run import TrainResult
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,7 +51,7 @@ class ClassifyPredictOptions(PredictOptions):
     top_k: int = option("classes per image", 5)
 
 
-def _train(config: ClassifyConfig, *, resume: bool) -> "TrainResult":
+def _train(config: ClassifyConfig, *, resume: bool) -> TrainResult:
     from visionmlp.tasks.classify.run import train
 
     return train(config, resume=resume)

@@ -1,7 +1,6 @@
 """Train image classifiers."""
 
 import contextlib
-import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,29 +22,12 @@ from visionmlp.tasks.classify.evaluation import Evaluation, evaluate
 from visionmlp.tasks.classify.figures import write_confusion, write_report
 from visionmlp.tasks.classify.metrics import ClassificationMetric
 from visionmlp.tasks.classify.task import Classification
+from visionmlp.tasks.definition import TrainResult
 
 __all__ = ["ClassifyConfig", "Evaluation", "TrainResult", "build_model", "evaluate", "read_config", "train"]
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainResult:
-    """How a run ended."""
-
-    folder: Path
-    """The run folder, with ``model.safetensors`` and ``report.html``."""
-    metrics: dict[str, float]
-    """``top1``, ``top5`` (percent) and ``loss`` of ``model.safetensors``."""
-    best_step: int
-    """Step that its weights are of."""
-    steps: int
-    """Steps of the run."""
-    seconds: float
-    """Duration of training in this session."""
-    rank: int = 0
-    """Of this process among those that trained together."""
 
 
 def train(config: ClassifyConfig, *, resume: bool = False) -> TrainResult:
@@ -184,11 +166,4 @@ def _train(fabric: "Fabric", config: ClassifyConfig, resume: bool) -> TrainResul
             resume=resume,
         )
     on_rank_zero(fabric, lambda: write_report(run.path))
-    return TrainResult(
-        folder=config.output,
-        metrics=result.metrics,
-        best_step=result.best_step,
-        steps=result.steps,
-        seconds=result.seconds,
-        rank=fabric.global_rank,
-    )
+    return TrainResult.of(result, config, rank=fabric.global_rank)

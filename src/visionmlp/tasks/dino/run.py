@@ -5,13 +5,14 @@ from visionmlp.data.views import ViewAugmentation, Views
 from visionmlp.errors import InvalidConfig
 from visionmlp.heads.projection import DinoHead
 from visionmlp.models.backbone import Backbone
+from visionmlp.tasks.definition import TrainResult
 from visionmlp.tasks.dino.config import DinoConfig
 from visionmlp.tasks.dino.task import Dino, DinoNetwork
-from visionmlp.tasks.self_supervised.run import Method, SelfSupervisedResult
+from visionmlp.tasks.self_supervised.run import Method
 from visionmlp.tasks.self_supervised.run import train as train_self_supervised
 
 
-def train(config: DinoConfig, *, resume: bool = False) -> SelfSupervisedResult:
+def train(config: DinoConfig, *, resume: bool = False) -> TrainResult:
     """Train a backbone into a run folder; ``model.safetensors`` is the teacher's.
 
     Args:

@@ -4,13 +4,14 @@ from visionmlp.data import Preprocessing
 from visionmlp.data.views import ViewAugmentation, Views
 from visionmlp.heads.projection import projector
 from visionmlp.models.backbone import Backbone
+from visionmlp.tasks.definition import TrainResult
 from visionmlp.tasks.moco.config import MocoConfig
 from visionmlp.tasks.moco.task import Moco, MocoNetwork
-from visionmlp.tasks.self_supervised.run import Method, SelfSupervisedResult
+from visionmlp.tasks.self_supervised.run import Method
 from visionmlp.tasks.self_supervised.run import train as train_self_supervised
 
 
-def train(config: MocoConfig, *, resume: bool = False) -> SelfSupervisedResult:
+def train(config: MocoConfig, *, resume: bool = False) -> TrainResult:
     """Train a backbone into a run folder; ``model.safetensors`` is the query encoder's, which the authors transfer.
 
     Args:

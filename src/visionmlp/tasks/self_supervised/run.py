@@ -20,30 +20,13 @@ from visionmlp.files import whole_file
 from visionmlp.models.backbone import Backbone
 from visionmlp.models.checkpoint import save_checkpoint
 from visionmlp.tasks.building import build_backbone, evaluation_batches, open_data, synchronise, training_batches
+from visionmlp.tasks.definition import TrainResult
 from visionmlp.tasks.protocols.knn import BankThenQueries, closing
 from visionmlp.tasks.self_supervised.config import SelfSupervisedConfig
 from visionmlp.tasks.self_supervised.figures import write_report
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SelfSupervisedResult:
-    """How a run ended."""
-
-    folder: Path
-    """The run folder, with ``model.safetensors`` and ``report.html``."""
-    metrics: dict[str, float]
-    """``knn`` and ``knn5`` (percent) of ``model.safetensors``."""
-    best_step: int
-    """Step that its weights are of."""
-    steps: int
-    """Steps of the run."""
-    seconds: float
-    """Duration of training in this session."""
-    rank: int = 0
-    """Of this process among those that trained together."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,7 +48,7 @@ def cosine(start: float, end: float, step: int, steps: int) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * step / steps)) / 2
 
 
-def train(config: SelfSupervisedConfig, method: Method, *, resume: bool) -> SelfSupervisedResult:
+def train(config: SelfSupervisedConfig, method: Method, *, resume: bool) -> TrainResult:
     """Train a backbone into a run folder.
 
     Args:
@@ -82,7 +65,7 @@ def train(config: SelfSupervisedConfig, method: Method, *, resume: bool) -> Self
     return launch(config, lambda fabric: _train(fabric, config, method, resume))
 
 
-def _train(fabric: "Fabric", config: SelfSupervisedConfig, method: Method, resume: bool) -> SelfSupervisedResult:
+def _train(fabric: "Fabric", config: SelfSupervisedConfig, method: Method, resume: bool) -> TrainResult:
     # rank 0 first, so that it alone downloads
     training_source, evaluation_source = on_rank_zero(fabric, lambda: open_data(config))
     backbone = agree(fabric, lambda: build_backbone(config, num_classes=0))
@@ -121,14 +104,7 @@ def _train(fabric: "Fabric", config: SelfSupervisedConfig, method: Method, resum
             resume=resume,
         )
     on_rank_zero(fabric, lambda: write_report(run.path))
-    return SelfSupervisedResult(
-        folder=config.output,
-        metrics=result.metrics,
-        best_step=result.best_step,
-        steps=result.steps,
-        seconds=result.seconds,
-        rank=fabric.global_rank,
-    )
+    return TrainResult.of(result, config, rank=fabric.global_rank)
 
 
 def _write_weights(path: Path, network: nn.Module) -> None:
