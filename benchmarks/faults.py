@@ -386,7 +386,7 @@ of a shared machine.
 |---|---|---|---|---|---|---|---|---|---|---|---|---|
 {rows}
 
-On real images: [training.md](training.md).
+On real images: [resume.md](resume.md).
 """
 
 

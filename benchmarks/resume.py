@@ -3,7 +3,7 @@
     python benchmarks/resume.py --cifar100 FOLDER --imagenette FOLDER --work FOLDER
 
 Every run is a `visionmlp train` of a few hundred steps. The second run of each pair gets SIGKILL and `--resume`; its
-weights must equal the first one's bit by bit. Writes docs/results/training.md. `faults.py` does it to all tasks, in
+weights must equal the first one's bit by bit. Writes docs/results/resume.md. `faults.py` does it to all tasks, in
 small.
 """
 
@@ -20,7 +20,7 @@ from pathlib import Path
 
 from faults import differences
 
-DOCUMENT = Path(__file__).parents[1] / "docs" / "results" / "training.md"
+DOCUMENT = Path(__file__).parents[1] / "docs" / "results" / "resume.md"
 STEPS, KILLED_AFTER = 200, 110
 COMMON = [
     *("--max-steps", str(STEPS), "--log-every", "10", "--save-every", "40"),
