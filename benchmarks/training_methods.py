@@ -135,8 +135,8 @@ def main() -> None:
 TEXT = """# Training methods
 
 imagenette (4,500 training images, ten classes) at 64 pixels, narrow ResMLPs with patches of 8 pixels. Top-1 and k-NN
-are of the last epoch on all 1,500 validation images, in percent; nothing was selected on them. ± is the standard deviation
-over three seeds.
+are of the last epoch on all 1,500 validation images, in percent; nothing was selected on them. ± is the standard
+deviation over three seeds.
 
 ## Distillation
 
