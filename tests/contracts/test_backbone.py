@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import visionmlp
 from tests.contracts.conftest import TINY
 from tests.randomise import randomise
+from tests.shallow import FEWEST
 from visionmlp.errors import InvalidConfig, InvalidImageSize, UnknownModel
 from visionmlp.models.registry import variant
 
@@ -249,8 +250,9 @@ def test_tracing_sees_every_operation(model, form):
 
 
 @pytest.mark.parametrize("form", ["training", "deploy"])
-def test_compiles_without_graph_breaks(model, form):
+def test_compiles_without_graph_breaks(name, form):
     """``torch.compile(fullgraph=True)``, the training form backward too; aot_eager captures what inductor would."""
+    model = randomise(visionmlp.create_model(name, **FEWEST.get(name, {}))).eval()
     if form == "deploy":
         model = visionmlp.reparameterize(model)
     torch._dynamo.reset()

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import visionmlp
-from tests.deploy.shallow import load_shallow
+from tests.shallow import load_shallow
 from visionmlp.deploy import export as module
 from visionmlp.deploy import graphs
 from visionmlp.deploy.certificate import randomise, relative_error

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 import visionmlp
-from tests.deploy.shallow import load_shallow
 from tests.randomise import randomise
+from tests.shallow import load_shallow
 from visionmlp.deploy.graphs import export_program, onnx_program
 from visionmlp.deploy.quantize import MINIMUM_IMAGES, calibration_images, quantize_onnx, quantize_openvino
 from visionmlp.errors import DataError, InvalidConfig, MissingExtra
