@@ -35,12 +35,12 @@ def check_kernel_sizes(kernel_sizes: Sequence[int]) -> tuple[int, ...]:
 
 
 @register_notrace_function
-def shared_depthwise(x: Tensor, weight: Tensor) -> Tensor:
-    """Depth-wise convolution of (B, C, h, w) by kernels (S, 1, k, k), channel c by kernel ``c % S``, same size."""
+def shared_depthwise(x: Tensor, weight: Tensor, padding: int) -> Tensor:
+    """Depth-wise convolution of (B, C, h, w) by kernels (S, 1, k, k), channel c by kernel ``c % S``."""
     channels = x.shape[1]
     # one convolution over all channels: far faster than S-channel images of a larger batch
     kernels = weight.repeat(channels // weight.shape[0], 1, 1, 1)
-    return F.conv2d(x, kernels, padding=weight.shape[-1] // 2, groups=channels)
+    return F.conv2d(x, kernels, padding=padding, groups=channels)
 
 
 class LocalityBranch(nn.Module):
@@ -52,12 +52,13 @@ class LocalityBranch(nn.Module):
             share_sets, share_sets, kernel_size, padding=kernel_size // 2, groups=share_sets, bias=False
         )
         self.norm = nn.BatchNorm2d(share_sets)
+        self.padding = kernel_size // 2
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) to (B, C, h, w)."""
         batch, channels, h, w = x.shape
         sharing = channels // self.conv.groups
-        y = shared_depthwise(x, self.conv.weight)
+        y = shared_depthwise(x, self.conv.weight, self.padding)
         return self.norm(y.reshape(batch * sharing, self.conv.groups, h, w)).reshape(batch, channels, h, w)
 
     def folded(self) -> tuple[Tensor, Tensor]:

@@ -74,7 +74,8 @@ class Choice(NamedTuple):
 @register_notrace_function
 def in_full_precision(x: Tensor) -> Tensor:
     """In float32 at least."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    # not by promote_types, which PyTorch 2.6 would write into an exported graph and not read again
+    return x if x.dtype == torch.float64 else x.float()
 
 
 class Router(nn.Module):

@@ -326,6 +326,6 @@ def save(figure: "Figure", path: Path, *, metadata: Mapping[str, str] | None = N
     """
     with whole_file(path, RunFolderError) as partial, warnings.catch_warnings():
         # names in scripts that matplotlib's font lacks are boxes here, and whole on the page
-        warnings.filterwarnings("ignore", message=r"Glyph .* missing from font", category=UserWarning)
+        warnings.filterwarnings("ignore", message=r"Glyph .* missing from", category=UserWarning)
         figure.savefig(partial, format="png", facecolor="white", metadata=dict(metadata or {}))
     return path
