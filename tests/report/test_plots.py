@@ -27,7 +27,7 @@ def pixels(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path).convert("RGB")).astype(int)
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error::UserWarning", "ignore::DeprecationWarning")
 def test_names_that_the_font_lacks_are_no_warning(tmp_path: Path) -> None:
     drawn = curves_of(TRAINING, EVALUATION, tmp_path / "a.png", metric="top1", title="\u6b63\u7b54\u7387")
     assert pixels(drawn).size

@@ -267,7 +267,9 @@ def _widen_right_operands(model: "openvino.Model") -> None:
         limits = [_origin(quantiser.input_value(port)).get_data() for port in range(1, 5)]
         if limits[0].min() < 0:
             for port, limit in enumerate(limits, start=1):
-                quantiser.input(port).replace_source_output(opset.constant(2 * limit).output(0))
+                # NumPy 1 would make float64 of twice an array without dimensions
+                twice = np.multiply(limit, 2, dtype=limit.dtype)
+                quantiser.input(port).replace_source_output(opset.constant(twice).output(0))
 
 
 def _origin(value: "openvino.Output") -> "openvino.Node":

@@ -159,7 +159,7 @@ def test_two_processes_train_what_one_does(images: Path, tmp_path: Path) -> None
     two = config_for(tmp_path / "shards", tmp_path / "two", devices=2, num_workers=2, **options)
     script = tmp_path / "script.py"
     script.write_text(_SCRIPT.format(options=two.to_plain()))
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, env=_environment())
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300, env=_environment())
     assert done.returncode == 0, done.stderr
     for one, other in zip(untimed(tmp_path / "one/train.csv"), untimed(tmp_path / "two/train.csv"), strict=True):
         assert one == pytest.approx(other, rel=1e-4)
