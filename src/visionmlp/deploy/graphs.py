@@ -171,11 +171,22 @@ def onnx_program(program: ExportedProgram, *, opset: int | None = None) -> torch
     except torch.onnx.errors.OnnxExporterError as error:
         raise ExportError(f"PyTorch cannot export this model: {first_line(error)}") from error
     assert result is not None
+    if torch.__version__ < "2.7":
+        _forget_shapes(result)
     written = result.model.opset_imports.get("")
     if opset is not None and written != opset:
         # the exporter goes on with the nearest that it can write
         raise ExportError(f"PyTorch cannot export to opset {opset}, it gives {written}; nothing was written")
     return result
+
+
+def _forget_shapes(program: torch.onnx.ONNXProgram) -> None:
+    """Those of numbers alone: PyTorch 2.6 notes some of the example's batch, and ONNX Runtime believes it."""
+    outputs = set(program.model.graph.outputs)
+    for node in program.model.graph:
+        for value in node.outputs:
+            if value not in outputs and value.shape is not None and all(isinstance(side, int) for side in value.shape):
+                value.shape = None
 
 
 def openvino_model(program: ExportedProgram) -> "openvino.Model":
