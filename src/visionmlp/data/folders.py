@@ -11,7 +11,27 @@ from visionmlp.data.labelled import LabelledImages
 from visionmlp.errors import DataError
 
 
-class FolderSource(LabelledImages):
+class _Files(LabelledImages):
+    """Images that are files below a folder."""
+
+    folder: Path
+    images: list[str]
+    """Paths below the folder."""
+
+    def name(self, index: int) -> str:
+        """Path of the file."""
+        return os.path.join(self.folder, self.images[index])
+
+    def keys(self) -> Iterable[str]:
+        """Paths below the folder."""
+        return self.images
+
+    def read(self, index: int) -> Path:
+        """The file."""
+        return Path(self.name(index))
+
+
+class FolderSource(_Files):
     """One folder a class. Class names are the folders', in natural order.
 
     Raises:
@@ -35,18 +55,6 @@ class FolderSource(LabelledImages):
         super().__init__(str(folder), [numbers[name] for name in folders], names)
         if notes := [*found.notes, *self._deeper()]:
             warnings.warn(f"{folder}: {'; '.join(notes)}", stacklevel=2)
-
-    def name(self, index: int) -> str:
-        """Path of the file."""
-        return os.path.join(self.folder, self.images[index])
-
-    def keys(self) -> Iterable[str]:
-        """Paths below the folder."""
-        return self.images
-
-    def read(self, index: int) -> Path:
-        """The file."""
-        return Path(self.name(index))
 
     def _deeper(self) -> list[str]:
         deeper = [image for image in self.images if image.count("/") > 1]
@@ -76,7 +84,7 @@ class FolderSource(LabelledImages):
             warnings.warn(f"{self.folder}: no image in class folder {_first(self.empty)}", stacklevel=2)
 
 
-class FlatFolder(LabelledImages):
+class FlatFolder(_Files):
     """Images of unknown class, which lie in one folder; their label is -1."""
 
     def __init__(self, folder: Path, found: FoundImages) -> None:
@@ -84,18 +92,6 @@ class FlatFolder(LabelledImages):
         super().__init__(str(folder), [-1] * len(found.images), [])
         if found.notes:
             warnings.warn(f"{folder}: {'; '.join(found.notes)}", stacklevel=3)
-
-    def name(self, index: int) -> str:
-        """Path of the file."""
-        return os.path.join(self.folder, self.images[index])
-
-    def keys(self) -> Iterable[str]:
-        """Names."""
-        return self.images
-
-    def read(self, index: int) -> Path:
-        """The file."""
-        return Path(self.name(index))
 
     def use_classes(self, class_names: Sequence[str] | None, num_classes: int) -> None:
         """Take the model's names; no image has one of its classes."""
