@@ -134,7 +134,7 @@ def test_thin_images_need_little_memory(
 def test_thin_images_show_what_timm_shows(size: tuple[int, int], target: tuple[int, int]) -> None:
     """Bit for bit up to 32 times as long as wide; beyond, to half a pixel of a smooth picture."""
     y, x = np.mgrid[: size[1], : size[0]] * (16 / min(size))
-    image = Image.fromarray((127 + 60 * np.sin(x / 9) + 60 * np.sin(y / 7)).astype(np.uint8)).convert("RGB")
+    image = Image.fromarray((127 + 45 * np.sin(x / 9) + 82 * np.sin(y / 7)).astype(np.uint8)).convert("RGB")
     preprocessing = dataclasses.replace(PREPROCESSING, input_size=(3, *target), crop_pct=0.9)
     reference: Any = create_transform(
         input_size=preprocessing.input_size,
@@ -145,7 +145,7 @@ def test_thin_images_show_what_timm_shows(size: tuple[int, int], target: tuple[i
     )
     difference = (preprocessing.transform()(image) - reference(image)).abs().max() * 255
     assert difference <= (0 if max(size) <= 32 * min(size) else 6)
-    assert reference(image).std() > 0.03
+    assert reference(image).std() > 0.05
 
 
 def test_preprocessing_is_timms_resize_crop_normalise() -> None:
