@@ -7,12 +7,11 @@ it. One run after the other, hours in all; a run that was stopped goes on, one t
 have ended, docs/results/families.md and its figure are written.
 """
 
-import argparse
 import shlex
 from pathlib import Path
 
 import visionmlp
-from runs import deploy_error, read, train
+from runs import command_line, deploy_error, read, train
 from visionmlp.measure.catalog import count_macs
 from visionmlp.report.plots import run_curves
 
@@ -80,9 +79,7 @@ def joined(family: str, work: Path) -> tuple[list[dict[str, float]], list[dict[s
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="imagenette as train/ and val/ of class folders")
-    parser.add_argument("--work", type=Path, required=True, help="run folders")
+    parser = command_line(__doc__)
     parser.add_argument("--families", nargs="*", default=list(MODELS), metavar="NAME", help="train these alone")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)

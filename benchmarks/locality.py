@@ -7,7 +7,6 @@ branches. Two runs at a time with one thread each, hours in all; a run that was 
 not repeated. When all have ended, docs/results/locality.md and its figure are written.
 """
 
-import argparse
 import concurrent.futures
 import itertools
 import json
@@ -15,7 +14,7 @@ import shlex
 import statistics
 from pathlib import Path
 
-from runs import deploy_error, read, train
+from runs import command_line, deploy_error, read, train
 from visionmlp.report.plots import run_curves
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "results" / "locality.md"
@@ -75,9 +74,7 @@ def signed(values: list[float]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="imagenette as train/ and val/ of class folders")
-    parser.add_argument("--work", type=Path, required=True, help="run folders")
+    parser = command_line(__doc__)
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)

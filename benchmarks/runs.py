@@ -1,5 +1,6 @@
 """What the experiments share: one run of ``visionmlp train`` after the other, each of which may be interrupted."""
 
+import argparse
 import csv
 import os
 import subprocess
@@ -10,6 +11,14 @@ from pathlib import Path
 import torch
 
 import visionmlp
+
+
+def command_line(description: str | None) -> argparse.ArgumentParser:
+    """The options of every experiment on imagenette."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="imagenette as train/ and val/ of class folders")
+    parser.add_argument("--work", type=Path, required=True, help="run folders")
+    return parser
 
 
 def train(arguments: Sequence[str], output: Path, *, threads: int) -> list[dict[str, float]]:

@@ -8,7 +8,6 @@ each, hours in all; a run that was stopped goes on, one that has ended is not re
 docs/results/training.md and its figure are written.
 """
 
-import argparse
 import concurrent.futures
 import json
 import shlex
@@ -19,7 +18,7 @@ from pathlib import Path
 
 import families
 import locality
-from runs import read, train
+from runs import command_line, read, train
 from visionmlp.report.plots import run_curves
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "results" / "training.md"
@@ -78,9 +77,7 @@ def ends(folders: list[Path], column: str = "top1") -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="imagenette as train/ and val/ of class folders")
-    parser.add_argument("--work", type=Path, required=True, help="run folders")
+    parser = command_line(__doc__)
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
     args = parser.parse_args()
     data, work = args.data, args.work

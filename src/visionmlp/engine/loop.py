@@ -24,9 +24,9 @@ from visionmlp.engine.evaluation import evaluate
 from visionmlp.engine.launch import agree, on_rank_zero
 from visionmlp.engine.loggers import Loggers, LogState
 from visionmlp.engine.metrics import Metric
+from visionmlp.engine.networks import Networks
 from visionmlp.engine.optimization import (
     clip_each_gradient,
-    create_ema,
     create_optimizer,
     create_schedule,
     frozen_modules,
@@ -36,8 +36,7 @@ from visionmlp.engine.optimization import (
 from visionmlp.engine.processes import Processes
 from visionmlp.engine.progress import ProgressReport
 from visionmlp.engine.run_folder import DataRecord, RunFolder, Table, best_row, score
-from visionmlp.engine.sharding import Whole, load_state, local, mesh_of, optimizer_state, shard, whole
-from visionmlp.engine.sharding_trial import require_sharding
+from visionmlp.engine.sharding import load_state, local, optimizer_state, whole
 from visionmlp.engine.signals import stop_on_signals
 from visionmlp.engine.task import EpochData, RunContext, Task
 from visionmlp.errors import InvalidConfig, RunFolderError, TrainingDiverged
@@ -138,9 +137,6 @@ class _Loop:
             raise InvalidConfig(f"an epoch of {len(training)} batches is shorter than accumulate = {config.accumulate}")
         self.steps = config.max_steps or config.epochs * self.steps_per_epoch
         self.processes = Processes(fabric)
-        self.mesh = mesh_of(fabric)
-        if self.mesh is not None:
-            require_sharding(config, self.mesh, fabric.device)
         fabric.strategy.precision.convert_module(model.to(fabric.device))
         context = RunContext(
             device=fabric.device,
@@ -151,14 +147,8 @@ class _Loop:
         # what copies the model comes before it is wrapped or sharded
         task.start(model, context)
         warn_of_stuck_weights(model, config)
-        self.ema = create_ema(model, config, sharded=self.mesh is not None)
-        self.plain = model
-        self.whole: Whole | None = None
-        """Of a model in shards: the network that is evaluated."""
-        if self.mesh is not None:
-            self.whole = Whole(self._averaged())
-            for network in (model, *([] if self.ema is None else [self.ema.module])):
-                shard(network, task.parts(network), self.mesh)
+        self.networks = Networks(model, task, config, fabric)
+        self.plain, self.ema, self.mesh = model, self.networks.ema, self.networks.mesh
         optimizer = create_optimizer(task.parameter_groups(model, config), config)
         self.schedule = create_schedule(optimizer, config, steps=self.steps, steps_per_epoch=self.steps_per_epoch)
         self.model = fabric.setup_module(model)
@@ -180,14 +170,6 @@ class _Loop:
         self.report = self._report()
         self.loggers = Loggers({})
         """Open in the first process only."""
-
-    def _averaged(self) -> nn.Module:
-        return self.plain if self.ema is None else self.ema.module
-
-    def evaluated_model(self) -> nn.Module:
-        """The network that is evaluated and shipped, whole in each process."""
-        network = self._averaged()
-        return self.task.evaluated(network if self.whole is None else self.whole.filled(network))
 
     # ---- saving and restoring
 
@@ -342,10 +324,7 @@ class _Loop:
     def evaluate(self) -> None:
         """A row of metrics.csv; the best weights are kept."""
         paused = time.monotonic()
-        model = self.evaluated_model()
-        if self.fabric.world_size > 1:
-            for buffer in model.buffers():  # each process has its own statistics; the first one's are saved
-                torch.distributed.broadcast(buffer, 0)
+        model = self.networks.evaluated()
         precision = self.fabric.strategy.precision
         # the average is evaluated in its own precision, at least float32, as it is shipped
         as_is = self.ema is not None and self.config.precision != "64-true"
@@ -362,8 +341,7 @@ class _Loop:
         metrics = on_rank_zero(self.fabric, metric.compute)
         epoch = -(-self.step // self.steps_per_epoch)
         best = on_rank_zero(self.fabric, lambda: self._keep(model, metric, epoch, metrics))
-        if self.whole is not None:
-            self.whole.rest()
+        self.networks.rest()
         self.report.evaluated(step=self.step, epoch=epoch, metrics=metrics, best=best)
         self.interval_started += time.monotonic() - paused
 

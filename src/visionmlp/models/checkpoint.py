@@ -17,7 +17,7 @@ from visionmlp.errors import CheckpointError, CheckpointMismatch, InvalidConfig,
 from visionmlp.files import require_utf8, whole_file
 from visionmlp.layers.fusible import is_training_form, reparameterize
 from visionmlp.models.backbone import Backbone
-from visionmlp.models.metadata import CheckpointInfo, default_preprocessing, read_metadata
+from visionmlp.models.metadata import METADATA_KEY, CheckpointInfo, default_preprocessing, read_metadata
 from visionmlp.models.official import adapted, check_fit, counted, load_official, load_strictly, resize_tokens
 from visionmlp.models.registry import check_options, create_model, is_model, variant
 from visionmlp.models.timm_factory import for_channels
@@ -34,8 +34,6 @@ __all__ = [
     "require_trainable",
     "save_checkpoint",
 ]
-
-_METADATA_KEY = "visionmlp"
 
 
 def save_checkpoint(
@@ -75,7 +73,7 @@ def save_checkpoint(
     said = {"task": task, "network": network}
     metadata.update({key: value for key, value in said.items() if value is not None})
     with whole_file(path) as partial:
-        save_file(tensors, partial, metadata={_METADATA_KEY: json.dumps(metadata)})
+        save_file(tensors, partial, metadata={METADATA_KEY: json.dumps(metadata)})
 
 
 def _tensors(model: Backbone) -> dict[str, Tensor]:
@@ -151,7 +149,7 @@ def _opened(path: Path) -> Iterator[tuple[str | None, list[str], Any]]:
     require_utf8(path, CheckpointError)
     try:
         with safe_open(path, framework="pt") as archive:
-            yield (archive.metadata() or {}).get(_METADATA_KEY), list(archive.keys()), archive
+            yield (archive.metadata() or {}).get(METADATA_KEY), list(archive.keys()), archive
     except (OSError, SafetensorError, ValueError) as error:
         if isinstance(error, VisionMLPError):
             raise
@@ -282,6 +280,6 @@ def is_ours(path: str | os.PathLike[str]) -> bool:
         return False
     try:
         with safe_open(path, framework="pt") as archive:
-            return _METADATA_KEY in (archive.metadata() or {})
+            return METADATA_KEY in (archive.metadata() or {})
     except (OSError, SafetensorError):
         return False

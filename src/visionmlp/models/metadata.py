@@ -8,6 +8,9 @@ from typing import Any, Literal
 from visionmlp.models.backbone import Backbone
 from visionmlp.models.registry import variant
 
+METADATA_KEY = "visionmlp"
+"""Name of the metadata in a file."""
+
 _LARGEST = 1 << 24
 """Of all sizes and counts in a configuration; building a larger model would take hours before it failed."""
 
@@ -60,6 +63,8 @@ def read_metadata(text: str, source: str, *, tensors: int) -> tuple[CheckpointIn
     name, config = (metadata.get(key) if isinstance(metadata, dict) else None for key in ("model", "config"))
     if not isinstance(name, str) or not isinstance(config, dict):
         raise ValueError("it names no model with its configuration")
+    if "options" in metadata:
+        raise ValueError(f"it holds a network for {metadata.get('task')}, not a classifier; see visionmlp.load_dense")
     known = {field.name for field in dataclasses.fields(variant(name).config)}
     _require(config.keys() <= known, "config")
     _require(metadata.get("form") in ("training", "deploy"), "form")
@@ -73,7 +78,7 @@ def read_metadata(text: str, source: str, *, tensors: int) -> tuple[CheckpointIn
     _require(names is None or (_is_list_of(names, str) and len(names) == config.get("num_classes")), "class_names")
     _require(preprocessing is None or isinstance(preprocessing, dict), "preprocessing")
     for key, value in (preprocessing or {}).items():
-        _require(_is_preprocessing(key, value), f"preprocessing: {key}")
+        _require(is_preprocessing(key, value), f"preprocessing: {key}")
     form: Literal["training", "deploy"] = metadata["form"]
     network = metadata.get("network")
     _require(network is None or isinstance(network, str), "network")
@@ -92,7 +97,8 @@ def _is_list_of(value: Any, kind: type) -> bool:
     return isinstance(value, list) and all(type(item) is kind for item in value)
 
 
-def _is_preprocessing(key: str, value: Any) -> bool:
+def is_preprocessing(key: str, value: Any) -> bool:
+    """Whether a value of ``preprocessing`` is one that it can have."""
     if key == "input_size":
         return _is_list_of(value, int) and len(value) == 3 and all(0 < side < 1 << 20 for side in value)
     if key in ("mean", "std"):

@@ -1,7 +1,9 @@
 """The model and the batches that a run on images starts with, a function of its options."""
 
+import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -17,9 +19,9 @@ from visionmlp.layers.auxiliary import AuxiliaryLoss
 from visionmlp.layers.synchronised_balance import synchronise_balance
 from visionmlp.layers.synchronised_norm import synchronise_norms
 from visionmlp.models.backbone import Backbone
-from visionmlp.models.checkpoint import load_model, require_trainable
-from visionmlp.models.registry import is_model
-from visionmlp.tasks.image_config import ImageTrainingConfig
+from visionmlp.models.checkpoint import load_model, path_of, read_info, require_trainable
+from visionmlp.models.registry import is_model, variant
+from visionmlp.tasks.image_config import ImageTrainingConfig, LabelledImagesConfig
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -35,6 +37,41 @@ def build_backbone(config: ImageTrainingConfig, num_classes: int) -> Backbone:
     Raises:
         VisionMLPError: for a model that cannot be built or loaded, or a deploy form.
     """
+    fields = _fields(config)
+    if fields.get("feature_norms"):
+        raise InvalidConfig("a classifier does not use feature_norms; remove it from model_args")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        # as in load_model: a model's name means the model, whatever lies beside it
+        if not is_model(config.model) and Path(config.model).exists():
+            model = _loaded(config, fields)
+            if model.num_classes != num_classes:
+                model.reset_classifier(num_classes)
+            return model
+        return _loaded(config, {**fields, "num_classes": num_classes})
+
+
+def build_dense_backbone(config: ImageTrainingConfig) -> Backbone:
+    """The backbone of a run on dense prediction before training: no classifier, and a norm on each level where the
+    family's authors have one.
+
+    Raises:
+        VisionMLPError: for a model that cannot be built or loaded, or a deploy form.
+    """
+    fields = _fields(config)
+    path = path_of(config.model)
+    name = config.model if path is None else read_info(path).model
+    if "feature_norms" in {field.name for field in dataclasses.fields(variant(name).config)}:
+        fields.setdefault("feature_norms", True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = _loaded(config, fields)
+        model.reset_classifier(0)
+    return model
+
+
+def _fields(config: ImageTrainingConfig) -> dict[str, Any]:
+    """Of the model's configuration, as the options say."""
     fields = dict(config.model_args)
     for name in ("reference", "checkpoint", "pretrained", "prefix"):
         if name in fields:
@@ -47,30 +84,17 @@ def build_backbone(config: ImageTrainingConfig, num_classes: int) -> Backbone:
             fields[name] = getattr(config, name)
     if "num_classes" in fields:
         raise InvalidConfig("num_classes follows from the data; remove it from model_args")
-    if fields.get("feature_norms"):
-        raise InvalidConfig("a classifier does not use feature_norms; remove it from model_args")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        # as in load_model: a model's name means the model, whatever lies beside it
-        if not is_model(config.model) and Path(config.model).exists():
-            model, _ = load_model(
-                config.model,
-                checkpoint=config.checkpoint,
-                pretrained=config.pretrained,
-                prefix=config.checkpoint_prefix,
-                **fields,
-            )
-            if model.num_classes != num_classes:
-                model.reset_classifier(num_classes)
-        else:
-            model, _ = load_model(
-                config.model,
-                checkpoint=config.checkpoint,
-                pretrained=config.pretrained,
-                prefix=config.checkpoint_prefix,
-                num_classes=num_classes,
-                **fields,
-            )
+    return fields
+
+
+def _loaded(config: ImageTrainingConfig, fields: Mapping[str, Any]) -> Backbone:
+    model, _ = load_model(
+        config.model,
+        checkpoint=config.checkpoint,
+        pretrained=config.pretrained,
+        prefix=config.checkpoint_prefix,
+        **fields,
+    )
     return model
 
 
@@ -91,7 +115,7 @@ def parts_of(backbone: nn.Module) -> list[Part]:
     return [Part(block, any(isinstance(module, AuxiliaryLoss) for module in block.modules())) for block in blocks]
 
 
-def open_data(config: ImageTrainingConfig) -> tuple[ImageSource, ImageSource]:
+def open_data(config: LabelledImagesConfig) -> tuple[ImageSource, ImageSource]:
     """The images of a run, to train and to evaluate on.
 
     Raises:
@@ -103,7 +127,7 @@ def open_data(config: ImageTrainingConfig) -> tuple[ImageSource, ImageSource]:
 
 
 def training_batches(
-    config: ImageTrainingConfig,
+    config: LabelledImagesConfig,
     fabric: "Fabric",
     source: ImageSource,
     transform: Transform | Views,
@@ -134,7 +158,7 @@ def training_batches(
 
 
 def evaluation_batches(
-    config: ImageTrainingConfig,
+    config: LabelledImagesConfig,
     fabric: "Fabric",
     source: ImageSource,
     preprocessing: Preprocessing,

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from visionmlp.engine.config import option
 from visionmlp.errors import InvalidConfig
-from visionmlp.tasks.image_config import ImageTrainingConfig
+from visionmlp.tasks.image_config import LabelledImagesConfig
 
 if TYPE_CHECKING:
     from visionmlp.data.transforms import Augmentation
-    from visionmlp.tasks.classify.task import Mixing
 
 DEFAULT_TEACHER = "regnety_160.deit_in1k"
 """DeiT's: timm's RegNetY-16GF for the 1000 classes of ImageNet."""
@@ -29,7 +28,28 @@ _POLICIES = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ClassifyConfig(ImageTrainingConfig):
+class Mixing:
+    """How the images of a batch are mixed in training, by ``timm.data.Mixup``."""
+
+    mixup: float = 0.0
+    """Alpha of mixup; 0 leaves it out."""
+    cutmix: float = 0.0
+    """Alpha of cutmix; 0 leaves it out."""
+    probability: float = 1.0
+    """Of mixing at all."""
+    switch_probability: float = 0.5
+    """Of cutmix, where both are on."""
+    mode: Literal["batch", "pair", "elem"] = "batch"
+    """What shares one draw: a batch, a pair of images, or nothing."""
+
+    @property
+    def enabled(self) -> bool:
+        """Whether anything is mixed."""
+        return (self.mixup > 0 or self.cutmix > 0) and self.probability > 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClassifyConfig(LabelledImagesConfig):
     """Options of a classification run."""
 
     task: ClassVar[str] = "classify"
@@ -130,7 +150,7 @@ class ClassifyConfig(ImageTrainingConfig):
             f"crop_ratio must be two positive ratios, the smaller first, got {self.crop_ratio}",
         )
         self.require(
-            not self.mixes or self.part_size % 2 == 0,
+            not self.mixing.enabled or self.part_size % 2 == 0,
             f"mixup and cutmix pair images, so batch_size / devices / accumulate must be even, got {self.part_size}",
         )
         if self.auto_augment is not None:
@@ -154,15 +174,8 @@ class ClassifyConfig(ImageTrainingConfig):
         self.require(not soft_only, f"{' and '.join(soft_only)} without distill soft; give it, or leave this out")
 
     @property
-    def mixes(self) -> bool:
-        """Whether training mixes images."""
-        return (self.mixup > 0 or self.cutmix > 0) and self.mix_probability > 0
-
-    @property
-    def mixing(self) -> "Mixing":
+    def mixing(self) -> Mixing:
         """Mixup and cutmix."""
-        from visionmlp.tasks.classify.task import Mixing
-
         return Mixing(
             mixup=self.mixup,
             cutmix=self.cutmix,

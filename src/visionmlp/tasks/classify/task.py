@@ -1,6 +1,5 @@
 """Image classification: mixup and cutmix, soft or smoothed targets, top-1 and top-5."""
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
@@ -13,29 +12,9 @@ from visionmlp.engine.sharding import Part
 from visionmlp.engine.task import RunContext, Task, TrainingLoss
 from visionmlp.layers.auxiliary import balance_of, collect_auxiliary
 from visionmlp.tasks.building import parts_of
+from visionmlp.tasks.classify.config import Mixing
 from visionmlp.tasks.classify.distillation import Distillation
 from visionmlp.tasks.classify.metrics import ClassificationMetric
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Mixing:
-    """How the images of a batch are mixed in training, by ``timm.data.Mixup``."""
-
-    mixup: float = 0.0
-    """Alpha of mixup; 0 leaves it out."""
-    cutmix: float = 0.0
-    """Alpha of cutmix; 0 leaves it out."""
-    probability: float = 1.0
-    """Of mixing at all."""
-    switch_probability: float = 0.5
-    """Of cutmix, where both are on."""
-    mode: Literal["batch", "pair", "elem"] = "batch"
-    """What shares one draw: a batch, a pair of images, or nothing."""
-
-    @property
-    def enabled(self) -> bool:
-        """Whether anything is mixed."""
-        return (self.mixup > 0 or self.cutmix > 0) and self.probability > 0
 
 
 class Classification(Task):

@@ -3,11 +3,11 @@
 import dataclasses
 
 from visionmlp.engine.config import option
-from visionmlp.tasks.image_config import ImageTrainingConfig
+from visionmlp.tasks.image_config import LabelledImagesConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SelfSupervisedConfig(ImageTrainingConfig):
+class SelfSupervisedConfig(LabelledImagesConfig):
     """Options of a run that learns without classes; classes only score it."""
 
     sync_batch_norm: bool = option(

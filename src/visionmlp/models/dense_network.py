@@ -1,0 +1,192 @@
+"""Networks for dense prediction: the levels of a backbone, and a head on them; and how they are saved and loaded."""
+
+import dataclasses
+import importlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal, cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from visionmlp.errors import CheckpointError, VisionMLPError
+from visionmlp.files import require_utf8, whole_file
+from visionmlp.layers.fusible import is_training_form, reparameterize
+from visionmlp.models.backbone import Backbone
+from visionmlp.models.dense import DenseFeatures
+from visionmlp.models.metadata import METADATA_KEY, is_preprocessing
+from visionmlp.models.official import check_fit, counted
+from visionmlp.models.registry import create_model
+from visionmlp.models.wrappers import plain_names, unwrapped
+
+_BUILDERS = {
+    "segment": ("visionmlp.models.segmenter", "create_segmenter"),
+    "detect": ("visionmlp.models.detector", "create_detector"),
+}
+"""Task to module and function that builds its network."""
+
+
+class DenseNetwork(nn.Module):
+    """Base of segmenters and detectors: feature levels, and what else the network was built with.
+
+    Args:
+        levels: of a backbone.
+        options: keyword arguments of the function that built the network, as JSON knows them, without the backbone.
+    """
+
+    task: ClassVar[str]
+
+    def __init__(self, levels: DenseFeatures, options: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.levels, self.options = levels, dict(options)
+
+    @property
+    def backbone(self) -> Backbone:
+        """The model that the levels are of."""
+        inner: Any = self.levels
+        while not isinstance(inner, Backbone):
+            inner = getattr(inner, "net", None) or inner.model
+        return inner
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DenseInfo:
+    """What a checkpoint of a `DenseNetwork` says about itself beside its weights."""
+
+    task: str
+    """``segment`` or ``detect``."""
+    model: str
+    """Variant name of the backbone."""
+    config: Mapping[str, Any]
+    """Its configuration."""
+    options: Mapping[str, Any]
+    """See `DenseNetwork`."""
+    form: Literal["training", "deploy"]
+    """Whether convolution branches and norms are separate or folded."""
+    class_names: list[str] | None = None
+    """Names of the classes, in order."""
+    preprocessing: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """``mean`` and ``std`` of the channels, and what else the task keeps, such as how images are resized."""
+    source: str = ""
+    """Where the weights come from."""
+
+
+def save_dense(
+    path: str | os.PathLike[str],
+    network: nn.Module,
+    *,
+    class_names: Sequence[str] | None = None,
+    preprocessing: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the weights of a `DenseNetwork`, beside the target first and then renamed.
+
+    Args:
+        path: ``.safetensors`` file.
+        network: training or deploy form, or what ``torch.compile`` and its like made of it.
+        class_names: names of the classes, in order.
+        preprocessing: see `DenseInfo`; JSON values.
+
+    Raises:
+        CheckpointError: if the file cannot be written, or the network was changed so that nothing could load it.
+    """
+    path, network = Path(path), cast("DenseNetwork", unwrapped(network))
+    metadata = {
+        "task": network.task,
+        "model": network.backbone.name,
+        "config": dataclasses.asdict(network.backbone.config),
+        "options": network.options,
+        "form": "training" if is_training_form(network) else "deploy",
+        "class_names": None if class_names is None else list(class_names),
+        "preprocessing": dict(preprocessing or {}),
+    }
+    info = _info(json.loads(json.dumps(metadata)), str(path))
+    twin = _built(info).state_dict()
+    state: dict[str, Tensor] = {}
+    written: set[int] = set()
+    for name, value in counted(plain_names(network.state_dict(), info.model), twin).items():
+        value = value.detach().cpu().contiguous()
+        address = value.untyped_storage().data_ptr()
+        state[name] = value.clone() if address in written else value
+        written.add(address)
+    check_fit(f"a {info.task} network of {info.model}", twin, state, "the network as it is now")
+    with whole_file(path) as partial:
+        save_file(state, partial, metadata={METADATA_KEY: json.dumps(metadata)})
+
+
+def load_dense(path: str | os.PathLike[str]) -> tuple[DenseNetwork, DenseInfo]:
+    """Read a checkpoint that `save_dense` wrote, in the form it was saved in, in evaluation mode.
+
+    Args:
+        path: the file, or a run folder with ``model.safetensors``.
+
+    Raises:
+        CheckpointError: if the file is missing, truncated or not one of ours.
+        CheckpointMismatch: if it holds other tensors than its network has.
+    """
+    path = Path(path)
+    if path.is_dir():
+        if not (path / "model.safetensors").is_file():
+            raise CheckpointError(f"{path} is no run folder with a finished evaluation: it has no model.safetensors")
+        path = path / "model.safetensors"
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint file {path}")
+    require_utf8(path, CheckpointError)
+    try:
+        with safe_open(path, framework="pt") as archive:
+            text = (archive.metadata() or {}).get(METADATA_KEY)
+            state = {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118 (no mapping)
+    except (OSError, SafetensorError, ValueError) as error:
+        raise CheckpointError(f"{path} is truncated or not a safetensors file") from error
+    if text is None:
+        raise CheckpointError(f"{path} does not say which network it holds")
+    try:
+        info = _info(json.loads(text), str(path))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} has damaged metadata: {' '.join(str(error).split())}") from error
+    try:
+        network = _built(info)
+    except (VisionMLPError, TypeError, ValueError, ArithmeticError, RuntimeError, MemoryError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{path} was written for a network that this version cannot build: {reason}") from error
+    own = network.state_dict()
+    state = counted(plain_names(state, str(path)), own)
+    check_fit(f"a {info.task} network of {info.model}", own, state, str(path))
+    network.load_state_dict(state, assign=True)
+    return network, info
+
+
+def _built(info: DenseInfo) -> DenseNetwork:
+    """A network with other weights, in evaluation mode."""
+    module, function = _BUILDERS[info.task]
+    create: Callable[..., DenseNetwork] = getattr(importlib.import_module(module), function)
+    with torch.random.fork_rng(devices=[]):
+        network = create(create_model(info.model, **info.config), **info.options).eval()
+    return network if info.form == "training" else cast("DenseNetwork", reparameterize(network))
+
+
+def _info(metadata: Any, source: str) -> DenseInfo:
+    """What a checkpoint says.
+
+    Raises:
+        ValueError: for a value that `save_dense` does not write, naming it.
+    """
+    fields = metadata if isinstance(metadata, dict) else {}
+    names = fields.get("class_names")
+    rules = {
+        "task": isinstance(fields.get("task"), str) and fields.get("task") in _BUILDERS,
+        "model": isinstance(fields.get("model"), str),
+        "config": isinstance(fields.get("config"), dict),
+        "options": isinstance(fields.get("options"), dict),
+        "form": fields.get("form") in ("training", "deploy"),
+        "class_names": names is None or (isinstance(names, list) and all(isinstance(name, str) for name in names)),
+        "preprocessing": isinstance(fields.get("preprocessing"), dict)
+        and all(is_preprocessing(name, value) for name, value in fields["preprocessing"].items()),
+    }
+    for name, holds in rules.items():
+        if not holds:
+            raise ValueError(f"its {name} has no value that can be")
+    return DenseInfo(**{name: fields[name] for name in rules}, source=source)
