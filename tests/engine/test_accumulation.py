@@ -13,6 +13,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from visionmlp.engine import Collected, Processes, RunContext, RunFolder, Sums, TrainingLoss, fit
+from visionmlp.engine.processes import leave_group
 
 from .toy import (
     SIZE,
@@ -155,7 +156,7 @@ def work(rank: int, folder: str) -> None:
     torch.save(
         {"weights": weights, "sums": sums.values["n"], "items": collected.items}, Path(folder) / f"rank{rank}.pt"
     )
-    torch.distributed.destroy_process_group()
+    leave_group()
 
 
 def test_two_processes_with_unequal_counts_equal_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from visionmlp.engine.launch import launch, on_rank_zero
+from visionmlp.engine.processes import leave_group
 from visionmlp.errors import DataError, InvalidConfig
 
 from .toy import config_for
@@ -45,4 +46,4 @@ def test_a_process_group_of_the_callers_outlives_the_run(tmp_path: Path) -> None
         assert launch(config_for(Path("run")), lambda _fabric: 3) == 3
         assert torch.distributed.is_initialized()
     finally:
-        torch.distributed.destroy_process_group()
+        leave_group()

@@ -11,6 +11,7 @@ from torch import nn
 import visionmlp
 from tests.randomise import randomise
 from visionmlp.data.batches import Batch
+from visionmlp.engine.processes import leave_group
 from visionmlp.errors import InvalidConfig
 from visionmlp.layers.expert_parallel import ParallelExperts, expert_parallel, gather_state, synchronise_gradients
 from visionmlp.tasks.classify.task import Classification
@@ -66,7 +67,7 @@ def work(rank: int, folder: str) -> None:
             Path(folder) / f"rank{rank}.pt",
         )
     finally:
-        dist.destroy_process_group()
+        leave_group()
 
 
 def test_two_processes_give_the_loss_and_gradients_of_one(tmp_path: Path) -> None:

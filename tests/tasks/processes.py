@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from visionmlp.engine.loop import _Loop
+from visionmlp.engine.processes import leave_group
 from visionmlp.errors import InvalidConfig
 from visionmlp.tasks.register import load_task
 
@@ -88,4 +89,4 @@ def _work(rank: int, processes: int, runs: Sequence[dict[str, Any]], folder: Pat
         (folder / f"error{rank}.txt").write_text(traceback.format_exc())
         raise
     finally:
-        torch.distributed.destroy_process_group()
+        leave_group()

@@ -10,6 +10,7 @@ import torch
 
 from visionmlp.engine.config import ConfigT, TrainingConfig
 from visionmlp.engine.loggers import require_loggers
+from visionmlp.engine.processes import leave_group
 from visionmlp.engine.started import first_is_silent, rank, started
 from visionmlp.errors import InvalidConfig, Note, VisionMLPError, require
 
@@ -80,7 +81,7 @@ def launch(config: TrainingConfig, function: Callable[["Fabric"], T]) -> T:
         finally:
             if torch.distributed.is_initialized() and not callers_group:
                 # its threads would now and then abort the process at exit, when a peer has gone already
-                torch.distributed.destroy_process_group()
+                leave_group()
 
     try:
         return fabric.launch(run)

@@ -1,5 +1,6 @@
 """What the processes of a run tell each other: sums and lists."""
 
+import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -9,6 +10,17 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 T = TypeVar("T")
+
+_HANDOVER_SECONDS = 0.2
+
+
+def leave_group() -> None:
+    """Destroy the default process group."""
+    if torch.__version__ < "2.9":
+        # A thread of gloo may still hold the last tensor, and needs the interpreter's lock to free it. Its end is
+        # waited for with that lock held, so it gets the lock before. Newer PyTorch waits without (pull 154976).
+        time.sleep(_HANDOVER_SECONDS)
+    torch.distributed.destroy_process_group()
 
 
 class Processes:
