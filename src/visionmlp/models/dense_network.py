@@ -13,14 +13,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from visionmlp.errors import CheckpointError, VisionMLPError
+from visionmlp.errors import CheckpointError, InvalidConfig, VisionMLPError
 from visionmlp.files import require_utf8, whole_file
 from visionmlp.layers.fusible import is_training_form, reparameterize
 from visionmlp.models.backbone import Backbone
 from visionmlp.models.dense import DenseFeatures
 from visionmlp.models.metadata import METADATA_KEY, is_preprocessing
 from visionmlp.models.official import check_fit, counted
-from visionmlp.models.registry import create_model
+from visionmlp.models.registry import create_model, variant
 from visionmlp.models.wrappers import plain_names, unwrapped
 
 _BUILDERS = {
@@ -51,6 +51,33 @@ class DenseNetwork(nn.Module):
         while not isinstance(inner, Backbone):
             inner = getattr(inner, "net", None) or inner.model
         return inner
+
+
+def dense_backbone(backbone: Backbone | str, *, img_size: int | tuple[int, int] | None = None) -> Backbone:
+    """The model that a network for dense prediction begins with.
+
+    Args:
+        backbone: is returned as it is; a name is built with fresh weights, without classifier, and with a norm on each
+            level where the family's authors have one.
+        img_size: side or (height, width) that a name is built for.
+
+    Raises:
+        UnknownModel: with the nearest names.
+        InvalidConfig: for a deploy form, whose head could not be trained with it, or ``img_size`` beside a model.
+    """
+    if isinstance(backbone, str):
+        fields = {field.name for field in dataclasses.fields(variant(backbone).config)}
+        norms = {"feature_norms": True} if "feature_norms" in fields else {}
+        return create_model(backbone, num_classes=0, img_size=img_size, **norms)
+    if not isinstance(backbone, Backbone):
+        raise InvalidConfig(f"the backbone must be a model of visionmlp or its name, got {type(backbone).__name__}")
+    if img_size is not None:
+        raise InvalidConfig(f"img_size is for a backbone by name; build {backbone.name} with it")
+    if backbone.form == "deploy":
+        raise InvalidConfig(
+            f"this {backbone.name} is a deploy form; give its training form, and reparameterize the whole network"
+        )
+    return backbone
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
