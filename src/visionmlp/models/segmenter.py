@@ -6,7 +6,7 @@ Defaults are mmseg 0.11's, in which the families' dense results were obtained; s
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from visionmlp.errors import InvalidConfig
 from visionmlp.heads.fpn import FPN
@@ -99,7 +99,7 @@ def create_segmenter(
         head: UperNet (arXiv 1807.10221) or Semantic FPN (arXiv 1901.02446).
         num_classes: K; background is one of them.
         channels: width of the head; None is 512 for UperNet and 128 for Semantic FPN.
-        auxiliary_channels: width of the auxiliary head on stride 16; 0 leaves it out; None is 256 for UperNet, and 0 for
+        auxiliary_channels: width of the auxiliary head on stride 16, 0 for none; None is 256 for UperNet and 0 for
             Semantic FPN.
         neck_channels: width of Semantic FPN's neck; None is 256.
         dropout: rate of whole channels before the classifiers.
