@@ -55,6 +55,10 @@ class Segmenter(DenseNetwork):
         """K."""
         return self.decode_head.conv_seg.out_channels
 
+    def official_name(self, name: str) -> str | None:
+        """As in mmseg's files: the parts have its names; it has no pyramid."""
+        return name if name.startswith(("neck.", "decode_head.", "auxiliary_head.")) else None
+
     def forward(self, x: Tensor, auxiliary: bool = False) -> Tensor | tuple[Tensor, Tensor | None]:
         """Images (B, in_chans, H, W) to logits (B, K, H, W), bilinear from the head's stride 4.
 
