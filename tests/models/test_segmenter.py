@@ -14,8 +14,8 @@ from visionmlp.errors import InvalidConfig, InvalidImageSize, NotInEvalMode, Unk
 from visionmlp.heads.conv import ConvNormAct
 from visionmlp.layers.fusible import is_training_form
 from visionmlp.layers.packing import PackedConv2d
-from visionmlp.ops.product import can_pack
 from visionmlp.models.segmenter import Segmenter
+from visionmlp.ops.product import can_pack
 
 HEADS = ("upernet", "semantic_fpn")
 SMALL = {"upernet": {"channels": 8, "auxiliary_channels": 4}, "semantic_fpn": {"channels": 8, "neck_channels": 6}}
