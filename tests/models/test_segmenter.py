@@ -55,9 +55,9 @@ def test_every_family_and_its_deploy_form(name, head):
     assert main.std() > 1e-3
 
 
-@pytest.mark.parametrize("head", HEADS)
 @torch.inference_mode()
-def test_packed_segmenters_compute_the_same(name, head):
+def test_packed_segmenters_compute_the_same(name):
+    head = HEADS[len(name) % 2]  # of each some
     deployed = visionmlp.reparameterize(randomise(small(name, head)).eval())
     packed = visionmlp.prepack(deployed)
     x = image(2, dtype=torch.float32)
