@@ -133,6 +133,11 @@ class ExportOptions(ModelOptions):
     dynamic_size: bool = option(
         "a graph for images of many sizes, for AS-MLP, CycleMLP and Hire-MLP; the command says which", False
     )
+    input_size: tuple[int, ...] | None = option(
+        "side, or height and width, of the images that a graph of one size is for; default: what the model, or the "
+        "backbone below its head, is built for",
+        None,
+    )
     dtype: Literal["float32", "bf16", "fp16", "int8"] = option(
         "precision: fp16 and bf16 halve files and weights (in OpenVINO fp16 is of the stored weights, bf16 of the "
         "products); int8 is for OpenVINO and ONNX and needs --calibration",

@@ -28,6 +28,8 @@ _BUILDERS = {
     "detect": ("visionmlp.models.detector", "create_detector"),
 }
 """Task to module and function that builds its network."""
+DENSE_TASKS = tuple(_BUILDERS)
+"""Tasks whose checkpoints hold a `DenseNetwork`."""
 
 
 class DenseNetwork(nn.Module):
