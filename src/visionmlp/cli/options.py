@@ -168,6 +168,11 @@ class BenchOptions:
     form: tuple[Literal["training", "deploy"], ...] = option(
         "forms to measure; a deploy checkpoint has only the second", ("training", "deploy")
     )
+    head: tuple[Literal["classifier", "levels", "upernet", "semantic_fpn"], ...] = option(
+        "what stands on the backbone: its classifier, nothing but feature levels, or a segmentation head of 150 "
+        "classes; models of one size then take others in windows",
+        ("classifier",),
+    )
     runtime: tuple[
         Literal["eager", "packed", "compile", "cuda-graphs", "onnxruntime", "openvino", "aotinductor"], ...
     ] = option(

@@ -35,7 +35,7 @@ def exportable(network: Backbone | DenseNetwork, source: str) -> Network:
         return network
     raise InvalidConfig(
         f"{source} holds a network for {network.task}, whose results differ in number from image to image; "
-        "export takes classifiers and segmentation networks"
+        "give a classifier or a segmentation network"
     )
 
 

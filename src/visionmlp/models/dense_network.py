@@ -28,8 +28,6 @@ _BUILDERS = {
     "detect": ("visionmlp.models.detector", "create_detector"),
 }
 """Task to module and function that builds its network."""
-DENSE_TASKS = tuple(_BUILDERS)
-"""Tasks whose checkpoints hold a `DenseNetwork`."""
 
 
 class DenseNetwork(nn.Module):
@@ -203,6 +201,18 @@ def load_dense(path: str | os.PathLike[str]) -> tuple[DenseNetwork, DenseInfo]:
         raise CheckpointError(f"{path} was written for a network that this version cannot build: {reason}") from error
     network.load_state_dict(state, assign=True)
     return network, info
+
+
+def is_dense(path: str | os.PathLike[str]) -> bool:
+    """Whether a file says that `save_dense` wrote it."""
+    path = Path(path)
+    if path.suffix != ".safetensors" or not path.is_file():
+        return False
+    try:
+        with safe_open(path, framework="pt") as archive:
+            return "options" in json.loads((archive.metadata() or {}).get(METADATA_KEY, "{}"))
+    except (OSError, SafetensorError, ValueError, RecursionError, TypeError):
+        return False
 
 
 class _Damaged(ValueError):

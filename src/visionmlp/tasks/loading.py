@@ -11,9 +11,9 @@ from visionmlp.deploy.session import SessionModel, preprocessing_of
 from visionmlp.errors import InvalidConfig, Note
 from visionmlp.models.backbone import Backbone
 from visionmlp.models.checkpoint import CheckpointInfo, load_model, path_of
-from visionmlp.models.dense_network import DENSE_TASKS, DenseInfo, DenseNetwork, load_dense
+from visionmlp.models.dense_network import DenseInfo, DenseNetwork, is_dense, load_dense
 from visionmlp.tasks.options import ModelOptions, ServedOptions
-from visionmlp.tasks.register import DEFAULT, task_of
+from visionmlp.tasks.register import DEFAULT
 
 
 def load(options: ModelOptions) -> tuple[Backbone, CheckpointInfo]:
@@ -37,7 +37,7 @@ def load_network(options: ModelOptions) -> tuple[Backbone | DenseNetwork, Checkp
         VisionMLPError: see `load`.
     """
     path = path_of(options.model)
-    if path is None or task_of(str(path)) not in DENSE_TASKS:
+    if path is None or not is_dense(path):
         return load(options)
     if options.checkpoint is not None or options.pretrained:
         raise InvalidConfig(f"{path} holds weights already; give --checkpoint or --pretrained with a model name only")
