@@ -162,7 +162,7 @@ def _profile(entry: Entry, runners: Runners, *, seconds: float, gemm_sides: Sequ
     contender = entry.contender
     return Profile(
         machine=describe_machine(device),
-        model=contender.model,
+        model=contender.model if contender.head == "classifier" else f"{contender.model} {contender.head}",
         form=contender.form,
         dtype=entry.dtype,
         height=contender.input_size[1],
