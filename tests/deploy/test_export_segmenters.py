@@ -159,15 +159,11 @@ def test_the_command(tmp_path, capsys) -> None:
     assert "ONNX Runtime at batch 1" in capsys.readouterr().out
     metadata = open_session(output).metadata
     assert json.loads(metadata.to_text()["input_size"]) == [3, 64, 96]
+    other = ["export", str(checkpoint), "--output", str(tmp_path / "other.onnx")]
     for line, message in (
-        (
-            ["export", str(checkpoint), "--output", str(tmp_path / "i.onnx"), "--input-size", "1", "2", "3"],
-            "a side, or",
-        ),
-        (
-            ["export", str(checkpoint), "--checkpoint", "x", "--output", str(tmp_path / "i.onnx")],
-            "holds weights already",
-        ),
+        ([*other, "--input-size", "1", "2", "3"], "takes a side, or height and width"),
+        ([*other, "--checkpoint", str(checkpoint)], "holds weights already"),
+        ([*other, "--dtype", "int8", "--calibration", str(tmp_path)], "calibration is for classifiers"),
         (["predict", str(output), str(tmp_path), "--task", "classify"], "holds a network for segment"),
     ):
         assert main(line) == 2
