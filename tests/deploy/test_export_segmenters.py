@@ -153,8 +153,9 @@ def test_means_over_parts_are_adaptive_pooling(parts: int) -> None:
 def test_the_command(tmp_path, capsys) -> None:
     network, info = segmenter("cyclemlp_test")
     checkpoint, output = tmp_path / "model.safetensors", tmp_path / "m.onnx"
-    visionmlp.save_dense(checkpoint, network, class_names=info.class_names, preprocessing=info.preprocessing)
-    words = ["export", str(checkpoint), "--output", str(output), "--input-size", "64", "96", "--batch", "1"]
+    preprocessing = {**info.preprocessing, "window": [64, 96]}  # as a run says it
+    visionmlp.save_dense(checkpoint, network, class_names=info.class_names, preprocessing=preprocessing)
+    words = ["export", str(checkpoint), "--output", str(output), "--batch", "1"]
     assert main(words) == 0
     assert "ONNX Runtime at batch 1" in capsys.readouterr().out
     metadata = open_session(output).metadata

@@ -134,8 +134,8 @@ class ExportOptions(ModelOptions):
         "a graph for images of many sizes, for AS-MLP, CycleMLP and Hire-MLP; the command says which", False
     )
     input_size: tuple[int, ...] | None = option(
-        "side, or height and width, of the images that a graph of one size is for; default: what the model, or the "
-        "backbone below its head, is built for",
+        "side, or height and width, of the images that a graph of one size is for; default: what the model is built "
+        "for, of a segmentation run the size of its crops",
         None,
     )
     dtype: Literal["float32", "bf16", "fp16", "int8"] = option(

@@ -133,8 +133,8 @@ def export_model(
         form: re-parameterised or as trained.
         batch: the one batch size that the graph takes, or "dynamic".
         dynamic_size: a graph for all sizes of `dynamic_sides`.
-        input_size: height and width of the images that a graph of one size takes; None is what the model, or its
-            backbone, is built for.
+        input_size: height and width of the images that a graph of one size takes; None is what the model is built for,
+            of a segmentation run the size of its crops.
         dtype: "fp16" is half precision throughout, in OpenVINO of the stored weights only; "bf16" likewise, in OpenVINO
             products in bfloat16 of float32 weights; "int8" is for classifiers and needs ``calibration``.
         calibration: images (N, C, H, W) float32, preprocessed as for evaluation.
@@ -156,7 +156,7 @@ def export_model(
     if form == "training" and not is_training_form(model):
         raise InvalidConfig(f"{info.source} is in deploy form; its training form cannot be recovered")
     sides = dynamic_sides(model) if dynamic_size else None
-    size = chosen_size(model, input_size)
+    size = chosen_size(model, info, input_size)
     fresh = info.source == CheckpointInfo(model=info.model, form=info.form).source
     if fresh:
         _randomise(model)

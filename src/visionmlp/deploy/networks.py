@@ -74,17 +74,21 @@ def kept_preprocessing(network: Network, info: NetworkInfo) -> dict[str, Any]:
     return {key: published[key] for key in ("mean", "std")} | given
 
 
-def chosen_size(network: Network, size: tuple[int, int] | None) -> tuple[int, int]:
+def chosen_size(network: Network, info: NetworkInfo, size: tuple[int, int] | None) -> tuple[int, int]:
     """Height and width of the images that a graph of one size is for, tried out.
 
     Args:
         network: in evaluation mode.
-        size: None is what the backbone is built for.
+        info: of a segmentation run it says the size of sliding windows, which is that of the crops.
+        size: None is that of the windows, or else what the backbone is built for.
 
     Raises:
+        InvalidConfig: for no size.
         InvalidImageSize: if the network does not take it, naming sizes that it does.
     """
     backbone = backbone_of(network)
+    if size is None and isinstance(network, Segmenter):
+        size = _window(info)
     if size is None:
         return backbone.config.img_size
     if min(size) < 1:
@@ -93,6 +97,14 @@ def chosen_size(network: Network, size: tuple[int, int] | None) -> tuple[int, in
     with torch.inference_mode():
         network(torch.zeros(1, backbone.in_chans, *size, dtype=like.dtype))
     return size
+
+
+def _window(info: NetworkInfo) -> tuple[int, int] | None:
+    window = (info.preprocessing or {}).get("window")
+    sides = window if isinstance(window, list) and len(window) == 2 else []
+    if not sides or not all(type(side) is int for side in sides):
+        return None
+    return (sides[0], sides[1])
 
 
 def save_network(path: Path, network: Network, info: NetworkInfo, preprocessing: dict[str, Any]) -> None:
