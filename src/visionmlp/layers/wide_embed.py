@@ -85,24 +85,23 @@ def widened(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         model: with or without `WideEmbed`s.
         state: of a model like it; ours, training form.
     """
-    state, added = dict(state), depthwise_entries(model)
+    state = dict(state)
     for prefix, module in model.named_modules():
         kernel = state.get(f"{prefix}.proj.weight")
         if not isinstance(module, WideEmbed) or kernel is None or kernel.dim() != 4:
             continue
-        (wanted, _), side = module.proj.kernel_size, kernel.shape[-1]
+        wanted, side = module.proj.kernel_size[0], kernel.shape[-1]
         if side == 2 or side % 2:
             state[f"{prefix}.proj.weight"] = _framed(kernel, _reach(wanted) - _reach(side), wanted)
-        name = f"{prefix}.depthwise.weight"
-        if name in added:
-            (wanted, _) = module.depthwise.kernel_size  # type: ignore[misc] (one of `depthwise_entries`)
+        if isinstance(module.depthwise, nn.Conv2d):
+            wanted, name = module.depthwise.kernel_size[0], f"{prefix}.depthwise.weight"
             given = state.get(name, torch.ones(len(kernel), 1, 1, 1, dtype=kernel.dtype, device=kernel.device))
-            state[name] = _framed(given, (wanted - given.shape[-1]) // 2, wanted)
+            if given.dim() == 4 and given.shape[-1] % 2:
+                state[name] = _framed(given, (wanted - given.shape[-1]) // 2, wanted)
     return state
 
 
 def _framed(kernel: Tensor, before: int, side: int) -> Tensor:
     """Zeros around a kernel (O, C, k, k), so many rows above and columns on the left, up to ``side`` if it fits."""
     behind = side - before - kernel.shape[-1]
-    fits = kernel.dim() == 4 and before >= 0 and behind >= 0
-    return F.pad(kernel, (before, behind, before, behind)) if fits else kernel
+    return kernel if before < 0 or behind < 0 else F.pad(kernel, (before, behind, before, behind))

@@ -164,11 +164,8 @@ def label_of(source: str | os.PathLike[str] | Mapping[str, Any]) -> str:
 def _layouts(model: FusibleBackbone) -> list[list[str]]:
     """The names of stem and blocks, which every checkpoint has: the authors', ours and timm's."""
     # files of FrozenBatchNorms do not count batches, those of narrower embeddings have no depth-wise convolutions
-    learned = [
-        name
-        for name in model.state_dict().keys() - depthwise_entries(model)
-        if not name.endswith("num_batches_tracked")
-    ]
+    added = depthwise_entries(model)
+    learned = [name for name in model.state_dict() if not name.endswith("num_batches_tracked") and name not in added]
     ours = [name for name in learned if name.startswith(("stem.", "stages."))]
     layouts = [[model.official_entry(name).name for name in ours], ours]
     timms = [entry.name for name in ours if (entry := model.timm_entry(name))]
