@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import io
 import logging
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,6 +19,7 @@ from torch.export import Dim, ExportedProgram
 
 from visionmlp.deploy.networks import Network, backbone_of, has_windows
 from visionmlp.errors import InvalidConfig, VisionMLPError, require
+from visionmlp.models.backbone import Backbone
 
 if TYPE_CHECKING:
     import openvino
@@ -73,6 +75,8 @@ def dynamic_sides(network: Network) -> Sides:
             f"{model.name} has matrices over all positions and takes {height}x{width} only; leave out dynamic size"
         )
     step = model.size_step
+    if not isinstance(network, Backbone):
+        step = math.lcm(step, *network.levels.feature_info.reduction())
     return Sides(step=step, least=step * -(-max(2 * model.strides[-1], model.least_side) // step))
 
 
