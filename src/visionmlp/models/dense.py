@@ -47,8 +47,9 @@ class DenseFeatures(nn.Module, ABC):
 
 def crop(levels: Sequence[Tensor], strides: Sequence[int], size: Sequence[int]) -> list[Tensor]:
     """Only the positions that see the image: level i to at most ceil(H / stride_i) x ceil(W / stride_i)."""
+    # not -(-size // stride): in ONNX the quotient of a negative number is rounded towards zero
     return [
-        level[..., : -(-size[0] // stride), : -(-size[1] // stride)]
+        level[..., : (size[0] + stride - 1) // stride, : (size[1] + stride - 1) // stride]
         for level, stride in zip(levels, strides, strict=True)
     ]
 
