@@ -113,7 +113,9 @@ class Classes:
         """Which values a mask may have, for messages."""
         values = _ranges(self.values)
         ignored = _ranges(sorted({IGNORE, *self.ignored} - set(self.values)))
-        return f"{values} for its {self.count} classes" + (f", or {ignored} for pixels that do not count" * bool(ignored))
+        return f"{values} for its {self.count} classes" + (
+            f", or {ignored} for pixels that do not count" * bool(ignored)
+        )
 
 
 def numbered(count: int) -> Classes:

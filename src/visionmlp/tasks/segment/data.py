@@ -31,12 +31,21 @@ class Masked(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """The same behind a transform."""
+    """The same behind the transform of training."""
 
     image: Tensor
     """(C, H, W)."""
     labels: Tensor
-    """(H, W), uint8; in evaluation of the image as it was, before it was resized."""
+    """(H, W), uint8."""
+
+
+class Viewed(NamedTuple):
+    """The same behind that of evaluation."""
+
+    views: tuple[Tensor, ...]
+    """The whole image in each of the sizes that the network sees, each (1, C, H, W)."""
+    labels: Tensor
+    """(H0, W0), uint8, of the image as it was before it was resized."""
 
 
 class Batch(NamedTuple):
@@ -47,10 +56,9 @@ class Batch(NamedTuple):
 
 
 class EvaluationBatch(NamedTuple):
-    """Images (1, C, H, W) and labels (H0, W0), uint8, each of its own size, with their numbers in the split."""
+    """Images, each of its own size, with their numbers in the split."""
 
-    images: tuple[Tensor, ...]
-    labels: tuple[Tensor, ...]
+    items: tuple[Viewed, ...]
     numbers: tuple[int, ...]
 
 
@@ -105,12 +113,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
 def collate_evaluation(samples: Sequence[Sample]) -> EvaluationBatch:
     """Samples of any sizes."""
-    items: list[Prepared] = [sample.item for sample in samples]
-    return EvaluationBatch(
-        tuple(item.image[None] for item in items),
-        tuple(item.labels for item in items),
-        tuple(sample.key.image for sample in samples),
-    )
+    return EvaluationBatch(tuple(sample.item for sample in samples), tuple(sample.key.image for sample in samples))
 
 
 def check_masks(pairs: Pairs) -> None:
@@ -138,7 +141,7 @@ def check_masks(pairs: Pairs) -> None:
     if values <= {0, IGNORE} and classes.count > 1:
         raise DataError(
             f"{pairs.title}: label 255 is the ignore label and covers {share:.0%} of the masks, which have no other "
-            "value but 0; did you mean class 1? Then give mask_values 0,255"
+            "value but 0; did you mean class 1? Then give mask_values 0 255"
         )
     if classes.origin == "ADE20K" and 150 not in values and counts[0]:
         raise DataError(

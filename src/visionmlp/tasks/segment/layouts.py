@@ -50,9 +50,7 @@ class Pairs:
 
     def first(self, most: int | None) -> "Pairs":
         """The first ones only."""
-        return dataclasses.replace(
-            self, images=self.images[:most], masks=self.masks[:most], keys=self.keys[:most]
-        )
+        return dataclasses.replace(self, images=self.images[:most], masks=self.masks[:most], keys=self.keys[:most])
 
     def summary(self) -> dict[str, Any]:
         """What a resumed run must find as it was; plain JSON."""

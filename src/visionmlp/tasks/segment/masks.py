@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from visionmlp.data.decode import reason, turn_of
 from visionmlp.errors import UnreadableImage
@@ -66,7 +67,7 @@ def labels_of(stored: np.ndarray, classes: Classes) -> np.ndarray:
 def _stored(image: Image.Image, exif_orientation: bool) -> np.ndarray:
     if image.format in ("JPEG", "MPO"):
         raise UnreadableImage("a JPEG, which changes the labels along every edge; save masks as PNG")
-    widened = _WIDENED.get(image.tile[0][3] if image.format == "PNG" and image.tile else "", 1)
+    widened = _WIDENED.get(image.tile[0][3], 1) if isinstance(image, PngImageFile) and image.tile else 1  # type: ignore[call-overload]
     image.load()
     turn = turn_of(image) if exif_orientation else None
     mask = image if turn is None else image.transpose(turn)
@@ -76,7 +77,7 @@ def _stored(image: Image.Image, exif_orientation: bool) -> np.ndarray:
         return np.asarray(mask)
     if mask.mode == "L":
         return np.asarray(mask) // np.uint8(widened)
-    if mask.mode == "RGBA" and mask.getextrema()[3] == (255, 255):
+    if mask.mode == "RGBA" and mask.getchannel("A").getextrema() == (255, 255):
         mask = mask.convert("RGB")
     if mask.mode == "RGB":
         return np.asarray(mask)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from visionmlp.tasks.segment.classes import IGNORE
-from visionmlp.tasks.segment.data import Masked, Prepared
+from visionmlp.tasks.segment.data import Masked, Prepared, Viewed
 
 _TRIES = 10
 """Crops that are drawn until none of the classes has too large a share."""
@@ -39,7 +39,7 @@ def resized_size(
     height, width = size
     factor = ratio
     if resize is not None:
-        long, short = max(resize) * ratio, min(resize) * ratio
+        long, short = int(max(resize) * ratio), int(min(resize) * ratio)  # as mmsegmentation cuts them
         factor = min(long / max(size), short / min(size))
     sides = (max(1, int(side * factor + 0.5)) for side in (height, width))
     height, width = (-(-side // divisor) * divisor for side in sides)
@@ -54,6 +54,7 @@ class Normalise:
     std: tuple[float, ...]
 
     def __call__(self, image: Image.Image) -> Tensor:
+        """See the class."""
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
         return (pixels - mean) / std
@@ -79,6 +80,7 @@ class TrainingTransform:
     hue: float = 18.0
 
     def __call__(self, item: Masked) -> Prepared:
+        """See the class."""
         image, mask = item.image, Image.fromarray(item.labels)
         height, width = resized_size((image.height, image.width), self.resize, random.uniform(*self.scale))
         if (width, height) != image.size:
@@ -139,19 +141,23 @@ class TrainingTransform:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluationTransform:
-    """A `Masked` to a `Prepared`: the whole image, resized; labels of the image as it was."""
+    """The whole image in each of the sizes that the network sees; labels stay as they are."""
 
     normalise: Callable[[Image.Image], Tensor]
     resize: tuple[int, int] | None = None
     size_divisor: int = 1
+    scales: tuple[float, ...] = (1.0,)
 
-    def __call__(self, item: Masked) -> Prepared:
-        image = self.resized(item.image)
-        return Prepared(self.normalise(image), torch.from_numpy(item.labels.copy()))
+    def __call__(self, item: Masked) -> Viewed:
+        """See the class."""
+        return Viewed(self.views(item.image), torch.from_numpy(item.labels.copy()))
 
-    def resized(self, image: Image.Image) -> Image.Image:
-        """The image in the size that the network sees."""
-        height, width = resized_size((image.height, image.width), self.resize, divisor=self.size_divisor)
+    def views(self, image: Image.Image) -> tuple[Tensor, ...]:
+        """(1, C, H, W) for each scale."""
+        return tuple(self.normalise(self._resized(image, scale))[None] for scale in self.scales)
+
+    def _resized(self, image: Image.Image, scale: float) -> Image.Image:
+        height, width = resized_size((image.height, image.width), self.resize, scale, self.size_divisor)
         return image if (width, height) == image.size else image.resize((width, height), Image.Resampling.BILINEAR)
 
 
