@@ -240,7 +240,7 @@ def training_batches(
         normalise=preparation.normalise,
         crop_size=crop,
         resize=config.resize,
-        scale=config.scale,
+        scale_range=config.scale_range,
         max_class_share=config.max_class_share,
         hflip=config.hflip,
         brightness=config.brightness,
