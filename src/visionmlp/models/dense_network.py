@@ -52,6 +52,11 @@ class DenseNetwork(nn.Module):
             inner = getattr(inner, "net", None) or inner.model
         return inner
 
+    def official_name(self, name: str) -> str | None:
+        """Name in mmseg's or mmdet's files of an entry of the state that is not the backbone's; None if it has none."""
+        del name
+        return None
+
 
 def dense_backbone(backbone: Backbone | str, *, img_size: int | tuple[int, int] | None = None) -> Backbone:
     """The model that a network for dense prediction begins with.
@@ -196,6 +201,18 @@ def load_dense(path: str | os.PathLike[str]) -> tuple[DenseNetwork, DenseInfo]:
         raise CheckpointError(f"{path} was written for a network that this version cannot build: {reason}") from error
     network.load_state_dict(state, assign=True)
     return network, info
+
+
+def is_dense(path: str | os.PathLike[str]) -> bool:
+    """Whether a file says that `save_dense` wrote it."""
+    path = Path(path)
+    if path.suffix != ".safetensors" or not path.is_file():
+        return False
+    try:
+        with safe_open(path, framework="pt") as archive:
+            return "options" in json.loads((archive.metadata() or {}).get(METADATA_KEY, "{}"))
+    except (OSError, SafetensorError, ValueError, RecursionError, TypeError):
+        return False
 
 
 class _Damaged(ValueError):
