@@ -143,7 +143,7 @@ def repmlpnet_cityscapes(
     Source: arXiv 2112.11081, section 5.3: UperNet, 80,000 steps, trained at 512x1024, tested at 1024x2048, 2x2
     embeddings widened. Optimiser and batch are not published; here mmsegmentation's own: SGD 0.01, momentum 0.9, weight
     decay 5e-4, poly with power 0.9 down to 1e-4, 8 images. The text says dense kernels, its table's MACs fit depth-wise
-    ones behind 2x2: ``--model-args.embed_kernel 2 --model-args.embed_depthwise 3``. Re-parameterise behind the training.
+    ones behind 2x2: ``--model-args.embed_kernel 2 --model-args.embed_depthwise 3``. Re-parameterise afterwards.
     """
     return SegmentConfig(
         model=model,
