@@ -1,9 +1,10 @@
 """Whole runs: they learn, leave what they should, resume bit by bit, and their networks evaluate and predict."""
 
 import csv
+import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -14,15 +15,27 @@ from safetensors.torch import load_file
 import visionmlp
 from tests.tasks.processes import run as process_run
 from visionmlp.cli import main
+from visionmlp.data import BadImageLog
+from visionmlp.engine import evaluate
 from visionmlp.engine.run_folder import Table
 from visionmlp.errors import InvalidConfig
 from visionmlp.models.segmenter import Segmenter
 from visionmlp.tasks.register import load_task
-from visionmlp.tasks.segment.building import Preparation, build_network, preparation_of, shown_numbers
+from visionmlp.tasks.segment.building import (
+    Preparation,
+    build_network,
+    evaluation_batches,
+    preparation_of,
+    shown_numbers,
+)
 from visionmlp.tasks.segment.classes import numbered
 from visionmlp.tasks.segment.config import SegmentConfig
+from visionmlp.tasks.segment.layouts import open_pairs
+from visionmlp.tasks.segment.loss import SegmentationLoss
+from visionmlp.tasks.segment.metrics import SegmentationMetric
+from visionmlp.tasks.segment.task import Segmentation
 
-from .trees import camvid_tree, squares
+from .trees import camvid_tree, save_pair, squares
 
 COMMON: dict[str, Any] = {
     "task": "segment",
@@ -115,7 +128,8 @@ def test_eval_repeats_the_runs_scores(trained: Path, tmp_path: Path, capsys: Any
     assert (other["images"], other["window"], other["scales"], other["flip"]) == (2, [32, 32], [0.75, 1.0], True)
     assert other["loss"] != pytest.approx(record["loss"])
     assert main(["eval", str(trained)]) == 0
-    assert "mIoU %" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert all(word in printed for word in ("mIoU %", "road", "IoU %"))
 
 
 @pytest.mark.parametrize(
@@ -166,6 +180,34 @@ def test_predict_writes_indices_and_overlays(trained: Path, tree: Path, tmp_path
     assert "exists; give another --output, or --force to replace it" in capsys.readouterr().err
     assert main([*words[:3], "--output", str(tmp_path / "out"), "--force"]) == 0
     assert "%" in capsys.readouterr().out
+
+
+def test_images_of_different_sizes_are_evaluated_one_by_one(trained: Path, tmp_path: Path) -> None:
+    """7 images of 7 sizes: scores at their own size, whatever is loaded at a time."""
+    for number, (height, width) in enumerate([(1, 9), (40, 33), (32, 32), (17, 70), (64, 20), (33, 33), (5, 90)]):
+        labels = squares(number, height, width) if min(height, width) > 6 else np.zeros((height, width), np.uint8)
+        save_pair(tmp_path / f"val/images/{number}.png", tmp_path / f"val/masks/{number}.png", labels, seed=number)
+    pairs = open_pairs(tmp_path, "validation", num_classes=3)
+    network, info = visionmlp.load_dense(trained)
+    assert isinstance(network, Segmenter)
+    preparation = Preparation.from_saved(info.preprocessing, network)
+    found = []
+    for size, mode in ((1, "whole"), (4, "whole"), (4, "slide")):
+        inference = dataclasses.replace(preparation.inference, mode=mode, window=(32, 32), stride=(20, 20))
+        task = Segmentation(3, loss=SegmentationLoss(), inference=inference)
+        batches = evaluation_batches(
+            pairs,
+            preparation.transform(),
+            exif_orientation=True,
+            batch_size=size,
+            num_workers=0,
+            log=BadImageLog("stop"),
+        )
+        found.append(cast("SegmentationMetric", evaluate(task, network, batches, prepare=lambda batch: batch)))
+    assert found[0].images == 7
+    assert all(metric.confusion.sum() == 9 + 1320 + 1024 + 1190 + 1280 + 1089 + 450 for metric in found)
+    assert torch.equal(found[0].confusion, found[1].confusion)
+    assert not torch.equal(found[0].confusion, found[2].confusion)
 
 
 def test_others_cannot_use_it(trained: Path, tmp_path: Path, capsys: Any) -> None:
