@@ -185,7 +185,7 @@ def test_moving_average_options() -> None:
         ({"momentum": -0.1}, "momentum must be in"),
         ({"seed": -1}, "seed must be in"),
         ({"seed": 2**63}, r"seed must be in \[0, 2\*\*63\), got 9223372036854775808"),
-        ({"schedule": "cosin"}, "schedule must be one of cosine, linear, step, constant, got 'cosin'"),
+        ({"schedule": "cosin"}, "schedule must be one of cosine, linear, poly, step, constant, got 'cosin'"),
         ({"precision": "16"}, "precision must be one of 32-true"),
         ({"layer_decay": 0.0}, r"layer_decay must be in \(0, 1\], got 0.0"),
         ({"clip_grad": 0.0}, "clip_grad must be positive"),
