@@ -57,6 +57,7 @@ SCALED = {
     "head_channels",
     "auxiliary_channels",
     "neck_channels",
+    "pictures",
 }
 
 
