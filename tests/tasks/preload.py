@@ -12,3 +12,4 @@ import torch.distributed.tensor
 import visionmlp.tasks.classify.run
 import visionmlp.tasks.dino.run
 import visionmlp.tasks.moco.run
+import visionmlp.tasks.segment.run

@@ -20,6 +20,7 @@ from visionmlp.errors import InvalidConfig
 from visionmlp.models.checkpoint import save_checkpoint
 
 from .processes import group, run
+from .segment.trees import camvid_tree
 
 # one worker starts all processes, once
 pytestmark = pytest.mark.xdist_group("processes")
@@ -51,6 +52,16 @@ CASES: dict[str, dict[str, Any]] = {
     },
     # by SGD as DINO: a shift in front of a BatchNorm has no gradient but rounding, of which Adam would make whole steps
     "moco": {"task": "moco", "model": "resmlp_test", "projector_dim": 6, "projector_hidden": 8, **SELF_SUPERVISED},
+    # images have unequal numbers of valid pixels, and norms see all processes
+    "segment": {
+        "task": "segment",
+        "model": "resmlp_test",
+        "head_channels": 6,
+        "auxiliary_channels": 4,
+        "head_dropout": 0.0,
+        "loss_normaliser": "valid_pixels",
+        "dice_weight": 0.5,
+    },
 }
 AT_FOUR = ["experts", "dino", "moco"]
 COMMON: dict[str, Any] = {
@@ -69,15 +80,17 @@ COMMON: dict[str, Any] = {
     "threads": 1,
     "knn_k": 3,
 }
-SHARDED = ["experts", "dino", "moco"]
+SHARDED = ["experts", "dino", "moco", "segment"]
 """The plain one is sharded when it moves between numbers of processes."""
 
 
 def fields(folder: Path, case: str, name: str, **options: Any) -> dict[str, Any]:
     values = {**COMMON, **CASES[case], "data": str(folder / "images"), "output": str(folder / name), **options}
     values["checkpoint"] = str(folder / f"{values['model']}.safetensors")
-    if values["task"] == "classify":
+    if values["task"] not in ("dino", "moco"):
         del values["knn_k"]
+    if values["task"] == "segment":
+        values["data"] = str(folder / "masked")
     return values
 
 
@@ -92,6 +105,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for number in range(count):
                 pixels = random.integers(100 * level, 100 * level + 150, (36, 36, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(folder / "images" / split / name / f"{number}.png")
+    camvid_tree(folder / "masked", train=16, val=5)
     for model in {case["model"] for case in CASES.values()}:
         save_checkpoint(folder / f"{model}.safetensors", randomise(visionmlp.create_model(model)))  # type: ignore[arg-type]
     for case in CASES:
@@ -145,7 +159,9 @@ def assert_equal(one: Path, other: Path) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_what_one_process_learns_is_more_than_its_start(folder: Path, case: str) -> None:
     start = load_file(folder / f"{CASES[case]['model']}.safetensors")
+    prefix = "levels.net.model." if case == "segment" else ""
     end = load_file(folder / f"{case} one/model.safetensors")
+    end = {name.removeprefix(prefix): value for name, value in end.items() if name.startswith(prefix)}
     moved = [name for name in end if end[name].shape == start[name].shape and not close(end[name], start[name], 1e-6)]
     assert len(moved) > len(end) / 2
     assert all(value.dtype in (torch.float64, torch.int64) for value in end.values())

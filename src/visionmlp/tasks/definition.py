@@ -53,6 +53,8 @@ class Scores:
     """The table's one row, by heading."""
     record: Mapping[str, Any]
     """The same for programs, JSON values by name."""
+    parts: Sequence[Mapping[str, str]] = ()
+    """A second table, such as a row for each class, with the same headings in each."""
 
 
 class Answer(Protocol):
@@ -104,7 +106,7 @@ class TaskDefinition:
     predict: Callable[[Any], Iterator[Answer]]
     """Takes them; gives each answer as soon as it is there."""
     answer_columns: Sequence[str]
-    """Headings of the table that ``predict --output`` writes."""
+    """Headings of the table that ``predict --output`` writes; none for a task that writes there itself."""
     measure_input: "Callable[..., InputBenchmark] | None" = None
     """Takes a configuration, ``num_workers=`` and ``steps=``; None for a task whose input ``bench`` cannot measure."""
     check_model: Callable[[str], None] = check_name
