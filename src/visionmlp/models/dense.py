@@ -86,7 +86,7 @@ class BackboneLevels(DenseFeatures):
         elif self.model.input_sizes == "fixed" and tuple(size) != native:
             raise InvalidImageSize(
                 f"{self.model.name} as built takes exactly {size_text(native)}, got {size_text(size)}; "
-                "build it with img_size, or cut images into windows: dense_features(model, tile_overlap=0)"
+                "build it with img_size, or cut images into windows by tile_overlap=0"
             )
         levels = self.model.forward_intermediates(x, indices=self.out_indices, intermediates_only=True)
         assert isinstance(levels, list)

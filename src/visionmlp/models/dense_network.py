@@ -52,6 +52,11 @@ class DenseNetwork(nn.Module):
             inner = getattr(inner, "net", None) or inner.model
         return inner
 
+    def official_name(self, name: str) -> str | None:
+        """Name in mmseg's or mmdet's files of an entry of the state that is not the backbone's; None if it has none."""
+        del name
+        return None
+
 
 def dense_backbone(backbone: Backbone | str, *, img_size: int | tuple[int, int] | None = None) -> Backbone:
     """The model that a network for dense prediction begins with.
