@@ -120,6 +120,8 @@ def test_wrong_calls_are_named():
         net.eval()([torch.zeros(3, 64, 64, dtype=torch.uint8)])
     with pytest.raises(DataError, match="at least one image"):
         net([])
+    with pytest.raises(DataError, match="image 1 of 2x400 is too thin"):
+        net(images((64, 64), (2, 400)))
 
 
 @pytest.mark.parametrize(
@@ -130,6 +132,8 @@ def test_wrong_calls_are_named():
         ({"num_classes": 0}, InvalidConfig, "num_classes"),
         ({"fpn_channels": 0}, InvalidConfig, "fpn_channels"),
         ({"min_size": []}, InvalidConfig, "min_size"),
+        ({"max_size": [64]}, InvalidConfig, "max_size"),
+        ({"tile_overlap": 0.0}, InvalidConfig, "tile_overlap"),
         ({"image_std": [1.0, 0.0, 1.0]}, InvalidConfig, "image_std"),
         ({"settings": {"roi_batches": 3}}, UnknownOption, "did you mean roi_batch"),
         ({"settings": {"roi_batch": 3}}, InvalidConfig, "retinanet does not use roi_batch"),
@@ -151,12 +155,10 @@ def test_stages_must_agree():
 
 def test_a_family_of_one_size():
     """Whole images within its own size, or windows."""
-    native = visionmlp.create_model("resmlp_test", num_classes=0).config.img_size[0]
     with pytest.raises(InvalidConfig, match="tile_overlap=0"):
         visionmlp.create_detector("resmlp_test", head="retinanet", num_classes=2, img_size=64, max_size=65)
     net = visionmlp.create_detector("resmlp_test", head="retinanet", num_classes=2, fpn_channels=8, img_size=64).eval()
     assert (net.options["min_size"], net.options["max_size"]) == ([64], 64)
-    assert native != 40
     with torch.no_grad():
         (found,) = scored(net)(images((40, 50)))
     assert found["boxes"].amax() <= 50
@@ -164,18 +166,16 @@ def test_a_family_of_one_size():
     assert (tiled.options["min_size"], tiled.options["max_size"]) == ([800], 1333)
 
 
+@torch.no_grad()
 def test_images_are_resized_and_boxes_come_back():
-    """Twice the size at the same resolution within: the same detections, at twice the coordinates."""
-    net = scored(small(head="mask_rcnn", min_size=64, max_size=64)).eval()
-    (image,) = images((32, 32))
-    image = image.repeat_interleave(2, 1).repeat_interleave(2, 2)
-    with torch.no_grad():
-        (small_one,) = net([image])
-        net.transform.min_size, net.transform.max_size = (64,), 64
-        (large,) = net([torch.nn.functional.interpolate(image[None], scale_factor=2, mode="nearest")[0]])
-    assert large["masks"].shape[-2:] == (128, 128)
-    assert large["boxes"].amax() > 64
-    assert small_one["boxes"].amax() <= 64
+    net = scored(small(head="mask_rcnn", min_size=64, max_size=96)).eval()
+    (image,) = images((128, 160))
+    (found,) = net([image])
+    assert found["masks"].shape[-2:] == (128, 160)
+    assert len(found["boxes"]) > 5
+    (half,) = net([torch.nn.functional.interpolate(image[None], size=(64, 80), mode="bilinear")[0]])
+    torch.testing.assert_close(found["boxes"], 2 * half["boxes"], rtol=1e-4, atol=1e-3)
+    assert torch.equal(found["labels"], half["labels"])
 
 
 def fingerprint(settings, head):
