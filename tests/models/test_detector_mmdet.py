@@ -165,8 +165,8 @@ def test_retinanet_losses():
                 focal += -0.25 * (1 - p) ** 2 * math.log(p) if k == label else -0.75 * p**2 * math.log(1 - p)
             if match >= 0:
                 box += sum(abs(a - b) for a, b in zip(codes, encoded(boxes[match], anchor), strict=True))
-    assert float(losses["classification"]) == pytest.approx(focal / positives, rel=1e-4)
-    assert float(losses["bbox_regression"]) == pytest.approx(box / positives, rel=1e-4)
+    assert float(losses["classification"].detach()) == pytest.approx(focal / positives, rel=1e-4)
+    assert float(losses["bbox_regression"].detach()) == pytest.approx(box / positives, rel=1e-4)
 
 
 def test_retinanet_moving_normaliser():
@@ -174,7 +174,7 @@ def test_retinanet_moving_normaliser():
     plain = scored(small(head="retinanet", definition="detectron2", settings={"dense_normaliser": "image"}))
     batch, wanted = images(), [TARGETS[0]]
     usual = 100.0
-    image = {name: float(value) for name, value in seeded(plain.train(), batch, wanted).items()}
+    image = {name: float(value.detach()) for name, value in seeded(plain.train(), batch, wanted).items()}
     count = sum(
         match >= 0 for match in assigned(all_anchors(net.head.anchors), wanted[0]["boxes"].tolist(), 0.5, 0.4, 0.0)
     )
@@ -183,7 +183,7 @@ def test_retinanet_moving_normaliser():
         losses = seeded(net.train(), batch, wanted)
         usual = 0.9 * usual + 0.1 * count
         for name, value in losses.items():
-            assert float(value) == pytest.approx(image[name] * count / usual, rel=1e-3)
+            assert float(value.detach()) == pytest.approx(image[name] * count / usual, rel=1e-3)
 
 
 def test_rpn_losses():
@@ -203,8 +203,8 @@ def test_rpn_losses():
             bce += math.log1p(math.exp(-logit if match >= 0 else logit))
             if match >= 0:
                 box += sum(abs(a - b) for a, b in zip(code, encoded(boxes[match], anchor), strict=True))
-    assert float(losses["loss_objectness"]) == pytest.approx(bce / count, rel=1e-4)
-    assert float(losses["loss_rpn_box_reg"]) == pytest.approx(box / count, rel=1e-4)
+    assert float(losses["loss_objectness"].detach()) == pytest.approx(bce / count, rel=1e-4)
+    assert float(losses["loss_rpn_box_reg"].detach()) == pytest.approx(box / count, rel=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["smooth_l1", "giou"])
@@ -215,7 +215,8 @@ def test_box_losses_of_regions(kind):
     original = net.head._regions
     net.head._regions = lambda *args: regions.append(original(*args)) or regions[-1]
     losses, ((logits, codes),) = head_outputs(net, net.head.box_stages[0], images(*[(64, 64)] * 3))
-    ce = box = row = 0.0
+    ce = box = 0.0
+    row = 0
     logits, codes = logits.tolist(), codes.tolist()
     for one, known in zip(regions, TARGETS, strict=True):
         boxes = known["boxes"].tolist()
@@ -231,10 +232,10 @@ def test_box_losses_of_regions(kind):
                     box += sum(abs(a - b) for a, b in zip(code, wanted, strict=True))
                 else:
                     box += 1 - giou(decoded(code, region, stds), boxes[match])
-            row += 1 if isinstance(row, int) else 0
+            row += 1
     assert row == len(logits)
-    assert float(losses["loss_classifier"]) == pytest.approx(ce / row, rel=1e-4)
-    assert float(losses["loss_box_reg"]) == pytest.approx(3 * box / row, rel=1e-4)
+    assert float(losses["loss_classifier"].detach()) == pytest.approx(ce / row, rel=1e-4)
+    assert float(losses["loss_box_reg"].detach()) == pytest.approx(3 * box / row, rel=1e-4)
 
 
 def decoded(code, region, stds):
