@@ -137,8 +137,8 @@ HUGE = 1 << 40
         (("config", "blocks"), [HUGE, 1], "blocks"),
         (("config", "blocks"), [1 << 20, 1], "blocks"),
         (("config", "blocks"), "many", "blocks"),
-        (("config", "dim"), HUGE, "dim"),
-        (("config", "dim"), 1 << 20, "fit"),
+        (("config", "dims"), [HUGE, 24], "dims"),
+        (("config", "dims"), [1 << 12, 24], "fit"),
         (("config", "img_size"), [1 << 18, 1 << 18], "config"),
         (("config", "drop_path_rate"), math.nan, "drop_path_rate"),
         (("options",), 7, "options"),
@@ -218,5 +218,5 @@ def test_a_dense_checkpoint_is_no_classifier(network, tmp_path, capsys):
         visionmlp.load_model("cyclemlp_test", checkpoint=path)
     with pytest.raises(CheckpointError, match="Segmenter is neither a model"):
         visionmlp.save_checkpoint(path, network)
-    assert main(["export", str(path), "--format", "onnx", "--output", str(tmp_path / "m.onnx")]) == 2
+    assert main(["export", str(path), "--output", str(tmp_path / "m.onnx")]) == 2
     assert "not a classifier" in capsys.readouterr().err
