@@ -11,7 +11,7 @@ def test_training_lowers_the_loss(name, head):
     torch.manual_seed(0)
     net = small(name, head, num_classes=2).train()
     wanted = [target((5, 5, 40, 40), (20, 30, 60, 62), labels=[1, 2])]
-    optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)
     losses = []
     for _ in range(4):
         # the same anchors and proposals are sampled at each step

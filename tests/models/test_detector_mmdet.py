@@ -4,11 +4,12 @@ import math
 
 import pytest
 import torch
+from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.image_list import ImageList
 
 from tests.heads.detectors import images, scored, seeded, small, target
 from visionmlp.heads.detection.anchors import PyramidAnchors
-from visionmlp.heads.detection.boxes import SymmetricBoxCoder
+from visionmlp.heads.detection.boxes import SymmetricBoxCoder, box_coder
 from visionmlp.heads.detection.mask_stage import pasted
 from visionmlp.heads.detection.matching import Matcher, Objects
 from visionmlp.heads.detection.regions import Regions
@@ -94,6 +95,9 @@ def test_anchors_have_fixed_strides_and_whole_fractions():
         for w, h in [(stride * 4 * 2**octave / ratio**0.5, stride * 4 * 2**octave * ratio**0.5)]
     ]
     torch.testing.assert_close(found, torch.tensor(wanted))
+    other = PyramidAnchors((8, 16), settings_of("retinanet", "mmdet", {"anchor_strides": "divided"}))
+    (divided,) = other(batch, [torch.zeros(1, 1, 4, 8), torch.zeros(1, 1, 1, 3)])
+    assert (divided[-1] - divided[-10]).tolist() == [64 // 3, 0, 64 // 3, 0]
     # of maps in bfloat16 too
     (again,) = retina(batch, [level.bfloat16() for level in maps])
     assert torch.equal(found, again)
@@ -114,6 +118,8 @@ def test_decoded_sides_are_bounded_both_ways():
     boxes = torch.tensor([[0.0, 0.0, 16.0, 1000.0]])
     (decoded,) = coder.decode_single(torch.tensor([[0.0, 0.0, 100.0, -100.0]]), boxes)
     torch.testing.assert_close(decoded[2:] - decoded[:2], torch.tensor([1000.0, 16.0]))
+    assert type(box_coder(settings_of("retinanet"))) is SymmetricBoxCoder
+    assert type(box_coder(settings_of("retinanet", "mmdet", {"box_clamp": "above"}))) is BoxCoder
     two = torch.randn(3, 8)
     single = torch.cat([coder.decode_single(part, boxes.expand(3, 4)) for part in two.split(4, dim=1)], dim=1)
     torch.testing.assert_close(coder.decode_single(two, boxes.expand(3, 4)), single)
@@ -236,6 +242,23 @@ def test_box_losses_of_regions(kind):
     assert row == len(logits)
     assert float(losses["loss_classifier"].detach()) == pytest.approx(ce / row, rel=1e-4)
     assert float(losses["loss_box_reg"].detach()) == pytest.approx(3 * box / row, rel=1e-4)
+
+
+def test_an_objects_best_region_is_its_own_in_mask_rcnn_only():
+    boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 14]])
+    proposals = torch.tensor([[0.0, 0, 10, 11]])
+    for head, wanted in (("mask_rcnn", 1), ("faster_rcnn", 0), ("cascade_mask_rcnn", 0)):
+        matcher = small(head=head).head.box_stages[0].matcher
+        assert matcher(objects_at(boxes), proposals).tolist() == [wanted]
+        # below the threshold there is no best one
+        assert matcher(objects_at(boxes), torch.tensor([[0.0, 0, 4, 11]])).tolist() == [-1]
+
+
+@pytest.mark.parametrize(("kind", "wanted"), [("floored", 3 + 1 + 1 + 5), ("sampled", 3 + 5), ("batch", 128)])
+def test_what_losses_of_anchors_are_divided_by(kind, wanted):
+    rpn = small(head="faster_rcnn", settings={"rpn_normaliser": kind}).head.rpn
+    flags = [torch.ones(3), torch.zeros(2)], [torch.zeros(3), torch.ones(5)]
+    assert rpn._divisor(*flags) == wanted
 
 
 def decoded(code, region, stds):
