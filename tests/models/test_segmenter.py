@@ -132,15 +132,6 @@ def test_in_half_precision():
         assert (logits.float() - expected).norm() < 0.05 * expected.norm()
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_as_one_graph(training):
-    net = randomise(small("cyclemlp_test", dropout=0.0)).double().train(training)
-    compiled = torch.compile(copy.deepcopy(net), backend="eager", fullgraph=True)
-    for a, b in zip(compiled(image(), auxiliary=True), net(image(), auxiliary=True), strict=True):
-        torch.testing.assert_close(a, b)
-    assert (net.decode_head.bottleneck.bn.num_batches_tracked == 1) == training
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -176,7 +176,8 @@ def load_dense(path: str | os.PathLike[str]) -> tuple[DenseNetwork, DenseInfo]:
     try:
         with safe_open(path, framework="pt") as archive:
             text = (archive.metadata() or {}).get(METADATA_KEY)
-            state = {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118 (no mapping)
+            # copies: in a file's memory tensors are not aligned, and products of such round in another order
+            state = {name: archive.get_tensor(name).clone() for name in archive.keys()}  # noqa: SIM118 (no mapping)
     except (OSError, SafetensorError, ValueError) as error:
         raise CheckpointError(f"{path} is truncated or not a safetensors file") from error
     if text is None:
