@@ -9,7 +9,7 @@ import torch
 import visionmlp
 from tests.heads.detectors import HEADS, images, scored, seeded, small, target
 from visionmlp.errors import CheckpointMismatch, DataError, InvalidConfig, UnknownOption
-from visionmlp.heads.detection.settings import DEFINITIONS, DetectionSettings, settings_of
+from visionmlp.heads.detection.settings import DetectionSettings, settings_of
 
 WANTED = [target((5, 5, 40, 40), (20, 30, 60, 62), labels=[1, 3])]
 
@@ -26,8 +26,17 @@ def same(a, b, tolerance=1e-4):
             torch.testing.assert_close(value, other[name], rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("definition", DEFINITIONS)
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize(
+    ("head", "definition"),
+    [
+        *((head, "mmdet") for head in HEADS),
+        ("retinanet", "torchvision"),
+        ("retinanet", "detectron2"),
+        ("mask_rcnn", "torchvision"),
+        ("cascade_mask_rcnn", "asmlp"),
+        ("cascade_mask_rcnn", "detectron2"),
+    ],
+)
 def test_images_without_objects(head, definition):
     """Their loss is finite, reaches every parameter, and pushes scores down."""
     net = scored(small(head=head, definition=definition)).train()
@@ -67,7 +76,7 @@ def test_no_detections(head):
             assert found["masks"].shape == (0, 1, *size)
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", ["retinanet", "mask_rcnn"])
 def test_crowds_are_no_positives_and_nothing_in_them_is_a_negative(head):
     everywhere = (-2000.0, -2000.0, 3000.0, 3000.0)
     crowd = [target(everywhere, labels=[2], iscrowd=torch.tensor([1]))]
@@ -192,15 +201,16 @@ def fingerprint(settings, head):
         target((8, 2, 30, 14), labels=[2], size=(16, 64)),
     ]
     batch = images((60, 64), (16, 64))
-    losses = {name: float(value.detach()) for name, value in seeded(net.train(), batch, wanted).items()}
+    parts = seeded(net.train(), batch, wanted)
+    losses = {name: float(value.detach()) for name, value in parts.items()}
     leaf = next(value for name, value in net.named_parameters() if "lateral" in name)
-    gradient = float(torch.autograd.grad(total(seeded(net, batch, wanted)), leaf)[0].abs().sum())
+    gradient = float(torch.autograd.grad(total(parts), leaf)[0].abs().sum())
     with torch.no_grad():
         found = [{k: v.double().sum().item() for k, v in one.items()} for one in net.eval()(batch)]
     return shapes, losses, gradient, found
 
 
-BASE = {"detections_per_img": 2000}
+BASE = {"detections_per_img": 800}
 ELSEWHERE = {
     "anchor_strides": "test_detector_mmdet.py: anchors",
     "box_clamp": "test_detector_mmdet.py: decoded sides",
@@ -235,10 +245,10 @@ OTHERS = {
     "roi_box_weight": 2.0,
     "box_head": "4conv1fc",
     "fc_channels": 8,
-    "class_agnostic": False,
-    "stage_ious": [0.5, 0.55, 0.7],
-    "stage_stds": [[0.1, 0.1, 0.2, 0.2], [0.1, 0.1, 0.2, 0.2], [0.1, 0.1, 0.2, 0.2]],
-    "stage_weights": [1.0, 1.0, 1.0],
+    "class_agnostic": True,
+    "stage_ious": [0.6],
+    "stage_stds": [[0.1, 0.1, 0.2, 0.1]],
+    "stage_weights": [0.5],
     "mask_targets": "soft",
     "mask_paste": "resized",
     "cascade_resample": False,
@@ -252,7 +262,7 @@ KNOWN = {}
 @pytest.mark.parametrize("name", OTHERS)
 def test_every_setting_has_an_effect(name):
     heads = {field.name: field.metadata.get("heads") for field in dataclasses.fields(DetectionSettings)}[name]
-    head = (heads or ["retinanet"])[-1]
+    head = (heads or ["retinanet"])[0]
     if head not in KNOWN:
         KNOWN[head] = fingerprint({}, head)
     assert fingerprint({name: OTHERS[name]}, head) != KNOWN[head]
@@ -262,7 +272,7 @@ def test_every_setting_is_tested():
     assert OTHERS.keys() | ELSEWHERE.keys() == {field.name for field in dataclasses.fields(DetectionSettings)}
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", ["retinanet", "cascade_mask_rcnn"])
 @torch.no_grad()
 def test_deploy_and_packed_forms_find_the_same(head):
     definition = "asmlp" if head == "cascade_mask_rcnn" else "mmdet"
@@ -283,7 +293,7 @@ def test_packed_forms_take_images_without_detections():
     assert packed(images())[0]["masks"].shape == (0, 1, 64, 64)
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", ["retinanet", "cascade_mask_rcnn"])
 @torch.no_grad()
 def test_saved_and_loaded(head, tmp_path):
     settings = {"nms_thresh": 0.4, "anchor_ratios": [0.5, 1.0]}
