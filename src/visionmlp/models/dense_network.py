@@ -265,5 +265,5 @@ def _info(text: str, source: str, *, tensors: int) -> DenseInfo:
     names, count = fields.get("class_names"), fields["options"].get("num_classes")
     of_all = isinstance(names, list) and all(isinstance(name, str) for name in names) and len(names) == count
     _require(names is None or of_all, "class_names")
-    known = (field.name for field in dataclasses.fields(DenseInfo) if field.name != "source")
-    return DenseInfo(**{name: fields.get(name) for name in known}, source=source)
+    known = {field.name for field in dataclasses.fields(DenseInfo) if field.name != "source"}
+    return DenseInfo(**{name: value for name, value in fields.items() if name in known}, source=source)
