@@ -89,6 +89,11 @@ class TrainingConfig:
     warmup_lr: float = option(1e-6, "learning rate that warm-up starts from", group="optimisation")
     min_lr: float = option(0.0, "learning rate at the end of cosine and linear", group="optimisation")
     decay_epochs: float = option(30.0, "interval of the step schedule", group="optimisation")
+    decay_milestones: tuple[float, ...] = option(
+        (),
+        "epochs behind which the step schedule falls, such as [8, 11], in place of every decay_epochs",
+        group="optimisation",
+    )
     decay_rate: float = option(0.1, "factor of the step schedule", group="optimisation")
     layer_decay: float | None = option(
         None, "factor of the learning rate from each layer to the one below, for fine-tuning", group="optimisation"
@@ -181,6 +186,7 @@ class TrainingConfig:
             self.ema_decay is None or 0 < self.ema_decay < 1, f"ema_decay must be in (0, 1), got {self.ema_decay}"
         )
         self.require(self.ema_decay is not None or not self.ema_warmup, "ema_warmup needs ema_decay, such as 0.999")
+        self._check_milestones()
         self.require(self.min_lr <= self.lr, f"min_lr {self.min_lr:g} must not exceed lr {self.lr:g}")
         self.require(
             self.max_steps is not None or self.warmup_epochs < self.epochs,
@@ -193,6 +199,17 @@ class TrainingConfig:
         )
         if self.optimizer.lower() not in _COMMON:
             _check_optimizer(self.optimizer)
+
+    def _check_milestones(self) -> None:
+        given = self.decay_milestones
+        self.require(
+            not given or self.schedule == "step",
+            f"decay_milestones are the step schedule's; give schedule step, not {self.schedule}",
+        )
+        self.require(
+            all(low < high for low, high in zip((0.0, *given), given, strict=False)),
+            f"decay_milestones must be positive and rise, got {list(given)}",
+        )
 
     @staticmethod
     def require(rule: bool, message: str) -> None:

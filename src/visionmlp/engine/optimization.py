@@ -81,7 +81,7 @@ def create_schedule(optimizer: Optimizer, config: TrainingConfig, *, steps: int,
     """The learning rate as a function of the step: ``schedule.step_update(step)`` sets that of step ``step``.
 
     Raises:
-        InvalidConfig: for a warm-up that is not over before the last step.
+        InvalidConfig: for a warm-up that is not over before the last step, or a milestone behind it.
     """
     warmup = round(config.warmup_epochs * steps_per_epoch)
     if warmup >= steps:
@@ -89,13 +89,21 @@ def create_schedule(optimizer: Optimizer, config: TrainingConfig, *, steps: int,
             f"warmup_epochs {config.warmup_epochs:g} is {warmup} steps, but the run has {steps}; shorten the warm-up"
         )
     names = {"cosine": "cosine", "linear": "poly", "step": "step", "constant": "step"}
+    milestones = [round(epoch * steps_per_epoch) for epoch in config.decay_milestones]
+    if milestones and milestones[-1] >= steps:
+        raise InvalidConfig(
+            f"decay_milestones {list(config.decay_milestones)} end at step {milestones[-1]}, but the run has {steps}; "
+            "give earlier ones"
+        )
     rates = {"linear": 1.0, "constant": 1.0}  # the power of poly; steps that change nothing
     schedule, _ = create_scheduler_v2(
         optimizer,
-        names[config.schedule],
+        "multistep" if milestones else names[config.schedule],
         # timm's epochs are our steps, as updates_per_epoch is 1
         num_epochs=steps - warmup if config.warmup_prefix else steps,
         decay_epochs=max(1, round(config.decay_epochs * steps_per_epoch)),
+        # counted from the run's start, and timm's fall one step before theirs
+        decay_milestones=[step + 1 - (warmup if config.warmup_prefix else 0) for step in milestones],
         decay_rate=rates.get(config.schedule, config.decay_rate),
         min_lr=config.min_lr,
         warmup_lr=config.warmup_lr,
