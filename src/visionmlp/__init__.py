@@ -11,10 +11,12 @@ if TYPE_CHECKING:
     from visionmlp.layers.packing import prepack
     from visionmlp.models.checkpoint import load_checkpoint, load_model, save_checkpoint
     from visionmlp.models.dense import dense_features
+    from visionmlp.models.dense_network import load_dense, save_dense
     from visionmlp.models.freezing import freeze
     from visionmlp.models.locality import add_locality
     from visionmlp.models.official import load_official, save_official
     from visionmlp.models.registry import create_model, list_models, published_weights
+    from visionmlp.models.segmenter import create_segmenter
     from visionmlp.models.upcycling import upcycle
 
 __version__ = "0.1.0"
@@ -24,16 +26,19 @@ __all__ = [
     "VisionMLPError",
     "add_locality",
     "create_model",
+    "create_segmenter",
     "dense_features",
     "freeze",
     "list_models",
     "load_checkpoint",
+    "load_dense",
     "load_model",
     "load_official",
     "prepack",
     "published_weights",
     "reparameterize",
     "save_checkpoint",
+    "save_dense",
     "save_official",
     "upcycle",
 ]
@@ -48,6 +53,8 @@ __getattr__, __dir__ = lazy_names(
         "load_model": "visionmlp.models.checkpoint",
         "save_checkpoint": "visionmlp.models.checkpoint",
         "dense_features": "visionmlp.models.dense",
+        "load_dense": "visionmlp.models.dense_network",
+        "save_dense": "visionmlp.models.dense_network",
         "freeze": "visionmlp.models.freezing",
         "add_locality": "visionmlp.models.locality",
         "load_official": "visionmlp.models.official",
@@ -55,6 +62,7 @@ __getattr__, __dir__ = lazy_names(
         "create_model": "visionmlp.models.registry",
         "list_models": "visionmlp.models.registry",
         "published_weights": "visionmlp.models.registry",
+        "create_segmenter": "visionmlp.models.segmenter",
         "upcycle": "visionmlp.models.upcycling",
     },
 )

@@ -165,6 +165,8 @@ def _metadata(path: Path, text: str | None, tensors: int) -> tuple[CheckpointInf
         return read_metadata(text, str(path), tensors=tensors)
     except UnknownModel as error:
         raise CheckpointError(f"{path} was written for a model that this version cannot build: {error}") from error
+    except CheckpointError:  # a ValueError too
+        raise
     except ValueError as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{path} has damaged metadata: {reason}") from error

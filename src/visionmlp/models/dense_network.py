@@ -13,15 +13,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from visionmlp.errors import CheckpointError, VisionMLPError
+from visionmlp.errors import CheckpointError, InvalidConfig, UnknownModel, VisionMLPError, first_line
 from visionmlp.files import require_utf8, whole_file
 from visionmlp.layers.fusible import is_training_form, reparameterize
 from visionmlp.models.backbone import Backbone
 from visionmlp.models.dense import DenseFeatures
-from visionmlp.models.metadata import METADATA_KEY, is_preprocessing
+from visionmlp.models.metadata import LARGEST, METADATA_KEY, is_moderate, is_preprocessing, require_config
 from visionmlp.models.official import check_fit, counted
-from visionmlp.models.registry import create_model
-from visionmlp.models.wrappers import plain_names, unwrapped
+from visionmlp.models.registry import create_model, variant
+from visionmlp.models.wrappers import plain_names, unwrapped_to
 
 _BUILDERS = {
     "segment": ("visionmlp.models.segmenter", "create_segmenter"),
@@ -51,6 +51,33 @@ class DenseNetwork(nn.Module):
         while not isinstance(inner, Backbone):
             inner = getattr(inner, "net", None) or inner.model
         return inner
+
+
+def dense_backbone(backbone: Backbone | str, *, img_size: int | tuple[int, int] | None = None) -> Backbone:
+    """The model that a network for dense prediction begins with.
+
+    Args:
+        backbone: is returned as it is; a name is built with fresh weights, without classifier, and with a norm on each
+            level where the family's authors have one.
+        img_size: side or (height, width) that a name is built for.
+
+    Raises:
+        UnknownModel: with the nearest names.
+        InvalidConfig: for a deploy form, whose head could not be trained with it, or ``img_size`` beside a model.
+    """
+    if isinstance(backbone, str):
+        fields = {field.name for field in dataclasses.fields(variant(backbone).config)}
+        norms = {"feature_norms": True} if "feature_norms" in fields else {}
+        return create_model(backbone, num_classes=0, img_size=img_size, **norms)
+    if not isinstance(backbone, Backbone):
+        raise InvalidConfig(f"the backbone must be a model of visionmlp or its name, got {type(backbone).__name__}")
+    if img_size is not None:
+        raise InvalidConfig(f"img_size is for a backbone by name; build {backbone.name} with it")
+    if backbone.form == "deploy":
+        raise InvalidConfig(
+            f"this {backbone.name} is a deploy form; give its training form, and reparameterize the whole network"
+        )
+    return backbone
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,13 +114,13 @@ def save_dense(
     Args:
         path: ``.safetensors`` file.
         network: training or deploy form, or what ``torch.compile`` and its like made of it.
-        class_names: names of the classes, in order.
+        class_names: names of the classes, in order, one for each.
         preprocessing: see `DenseInfo`; JSON values.
 
     Raises:
         CheckpointError: if the file cannot be written, or the network was changed so that nothing could load it.
     """
-    path, network = Path(path), cast("DenseNetwork", unwrapped(network))
+    path, network = Path(path), unwrapped_to(DenseNetwork, network)
     metadata = {
         "task": network.task,
         "model": network.backbone.name,
@@ -103,18 +130,24 @@ def save_dense(
         "class_names": None if class_names is None else list(class_names),
         "preprocessing": dict(preprocessing or {}),
     }
-    info = _info(json.loads(json.dumps(metadata)), str(path))
-    twin = _built(info).state_dict()
-    state: dict[str, Tensor] = {}
+    state = network.state_dict()
+    try:
+        text = json.dumps(metadata)
+        info = _info(text, str(path), tensors=len(state))
+        twin = _on_meta(info).state_dict()
+    except (ValueError, TypeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{path} was not written, since nothing could load it: {reason}") from error
+    tensors: dict[str, Tensor] = {}
     written: set[int] = set()
-    for name, value in counted(plain_names(network.state_dict(), info.model), twin).items():
+    for name, value in counted(plain_names(state, info.model), twin).items():
         value = value.detach().cpu().contiguous()
         address = value.untyped_storage().data_ptr()
-        state[name] = value.clone() if address in written else value
+        tensors[name] = value.clone() if address in written else value
         written.add(address)
-    check_fit(f"a {info.task} network of {info.model}", twin, state, "the network as it is now")
+    check_fit(f"a {info.task} network of {info.model}", twin, tensors, "the network as it is now")
     with whole_file(path) as partial:
-        save_file(state, partial, metadata={METADATA_KEY: json.dumps(metadata)})
+        save_file(tensors, partial, metadata={METADATA_KEY: text})
 
 
 def load_dense(path: str | os.PathLike[str]) -> tuple[DenseNetwork, DenseInfo]:
@@ -124,7 +157,7 @@ def load_dense(path: str | os.PathLike[str]) -> tuple[DenseNetwork, DenseInfo]:
         path: the file, or a run folder with ``model.safetensors``.
 
     Raises:
-        CheckpointError: if the file is missing, truncated or not one of ours.
+        CheckpointError: if the file is missing, truncated or not one of ours, or holds a classifier.
         CheckpointMismatch: if it holds other tensors than its network has.
     """
     path = Path(path)
@@ -142,21 +175,42 @@ def load_dense(path: str | os.PathLike[str]) -> tuple[DenseNetwork, DenseInfo]:
     except (OSError, SafetensorError, ValueError) as error:
         raise CheckpointError(f"{path} is truncated or not a safetensors file") from error
     if text is None:
-        raise CheckpointError(f"{path} does not say which network it holds")
+        raise CheckpointError(
+            f"{path} does not say which network it holds; visionmlp.load_dense reads save_dense's files"
+        )
     try:
-        info = _info(json.loads(text), str(path))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} has damaged metadata: {' '.join(str(error).split())}") from error
-    try:
+        info = _info(text, str(path), tensors=len(state))
+        twin = _on_meta(info)
+        own = twin.state_dict()
+        state = counted(plain_names(state, str(path)), own)
+        # before memory is taken for them: a damaged file names sizes of any order
+        check_fit(f"a {info.task} network of {info.model}", own, state, str(path))
+        _require(sum(buffer.numel() for buffer in twin.buffers()) <= LARGEST + sum(map(Tensor.numel, state.values())))
         network = _built(info)
+    except CheckpointError:
+        raise
+    except _Damaged as error:
+        raise CheckpointError(f"{path} has damaged metadata: {error}") from error
     except (VisionMLPError, TypeError, ValueError, ArithmeticError, RuntimeError, MemoryError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{path} was written for a network that this version cannot build: {reason}") from error
-    own = network.state_dict()
-    state = counted(plain_names(state, str(path)), own)
-    check_fit(f"a {info.task} network of {info.model}", own, state, str(path))
     network.load_state_dict(state, assign=True)
     return network, info
+
+
+class _Damaged(ValueError):
+    """Metadata that `save_dense` does not write."""
+
+
+def _require(rule: bool, name: str = "config") -> None:
+    if not rule:
+        raise _Damaged(f"its {name} has no value that can be")
+
+
+def _on_meta(info: DenseInfo) -> DenseNetwork:
+    """A network without memory, in evaluation mode."""
+    with torch.device("meta"):
+        return _built(info)
 
 
 def _built(info: DenseInfo) -> DenseNetwork:
@@ -168,25 +222,42 @@ def _built(info: DenseInfo) -> DenseNetwork:
     return network if info.form == "training" else cast("DenseNetwork", reparameterize(network))
 
 
-def _info(metadata: Any, source: str) -> DenseInfo:
+def _info(text: str, source: str, *, tensors: int) -> DenseInfo:
     """What a checkpoint says.
 
+    Args:
+        text: JSON.
+        source: file.
+        tensors: how many it holds; no network has more blocks.
+
     Raises:
-        ValueError: for a value that `save_dense` does not write, naming it.
+        CheckpointError: for a classifier.
+        _Damaged: for a value that `save_dense` does not write, naming it.
+        UnknownModel: for a model that does not exist.
     """
-    fields = metadata if isinstance(metadata, dict) else {}
-    names = fields.get("class_names")
-    rules = {
-        "task": isinstance(fields.get("task"), str) and fields.get("task") in _BUILDERS,
-        "model": isinstance(fields.get("model"), str),
-        "config": isinstance(fields.get("config"), dict),
-        "options": isinstance(fields.get("options"), dict),
-        "form": fields.get("form") in ("training", "deploy"),
-        "class_names": names is None or (isinstance(names, list) and all(isinstance(name, str) for name in names)),
-        "preprocessing": isinstance(fields.get("preprocessing"), dict)
-        and all(is_preprocessing(name, value) for name, value in fields["preprocessing"].items()),
-    }
-    for name, holds in rules.items():
-        if not holds:
-            raise ValueError(f"its {name} has no value that can be")
-    return DenseInfo(**{name: fields[name] for name in rules}, source=source)
+    try:
+        fields: Any = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _Damaged(f"it is no JSON, {first_line(error)}") from error
+    _require(isinstance(fields, dict) and isinstance(fields.get("model"), str), "model")
+    if "options" not in fields:
+        raise CheckpointError(f"{source} holds a classifier, {fields['model']}; load it with visionmlp.load_model")
+    for name in ("config", "options", "preprocessing"):
+        _require(isinstance(fields.get(name), dict), name)
+    _require(isinstance(fields.get("task"), str) and fields["task"] in _BUILDERS, "task")
+    _require(fields.get("form") in ("training", "deploy"), "form")
+    try:
+        require_config(fields["model"], fields["config"], tensors=tensors)
+    except UnknownModel:  # a ValueError too
+        raise
+    except ValueError as error:
+        raise _Damaged(str(error)) from error
+    for name, value in fields["options"].items():
+        _require(is_moderate(value), name)
+    for name, value in fields["preprocessing"].items():
+        _require(is_preprocessing(name, value), name)
+    names, count = fields.get("class_names"), fields["options"].get("num_classes")
+    of_all = isinstance(names, list) and all(isinstance(name, str) for name in names) and len(names) == count
+    _require(names is None or of_all, "class_names")
+    known = (field.name for field in dataclasses.fields(DenseInfo) if field.name != "source")
+    return DenseInfo(**{name: fields.get(name) for name in known}, source=source)

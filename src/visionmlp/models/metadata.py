@@ -3,15 +3,17 @@
 import dataclasses
 import json
 import math
+from collections.abc import Mapping
 from typing import Any, Literal
 
+from visionmlp.errors import CheckpointError
 from visionmlp.models.backbone import Backbone
 from visionmlp.models.registry import variant
 
 METADATA_KEY = "visionmlp"
 """Name of the metadata in a file."""
 
-_LARGEST = 1 << 24
+LARGEST = 1 << 24
 """Of all sizes and counts in a configuration; building a larger model would take hours before it failed."""
 
 
@@ -54,7 +56,7 @@ def read_metadata(text: str, source: str, *, tensors: int) -> tuple[CheckpointIn
 
     Raises:
         ValueError: for a value that `save_checkpoint` does not write, naming it.
-        VisionMLPError: for a model that does not exist.
+        VisionMLPError: for a model that does not exist, or a network with another head.
     """
     try:
         metadata = json.loads(text)
@@ -64,16 +66,12 @@ def read_metadata(text: str, source: str, *, tensors: int) -> tuple[CheckpointIn
     if not isinstance(name, str) or not isinstance(config, dict):
         raise ValueError("it names no model with its configuration")
     if "options" in metadata:
-        raise ValueError(f"it holds a network for {metadata.get('task')}, not a classifier; see visionmlp.load_dense")
-    known = {field.name for field in dataclasses.fields(variant(name).config)}
-    _require(config.keys() <= known, "config")
+        raise CheckpointError(
+            f"{source} holds a network for dense prediction ({metadata.get('task')} on {name}), not a classifier; "
+            "load it with visionmlp.load_dense"
+        )
+    require_config(name, config, tensors=tensors)
     _require(metadata.get("form") in ("training", "deploy"), "form")
-    for key, value in config.items():
-        sizes = value if isinstance(value, list) else [value]
-        _require(all(size <= _LARGEST for size in sizes if isinstance(size, int)), key)
-    depths = config.get("blocks", config.get("depth", 1))
-    depths = depths if isinstance(depths, list) else [depths]
-    _require(all(isinstance(depth, int) for depth in depths) and sum(depths) <= tensors, "blocks or depth")
     names, preprocessing = metadata.get("class_names"), metadata.get("preprocessing")
     _require(names is None or (_is_list_of(names, str) and len(names) == config.get("num_classes")), "class_names")
     _require(preprocessing is None or isinstance(preprocessing, dict), "preprocessing")
@@ -86,6 +84,32 @@ def read_metadata(text: str, source: str, *, tensors: int) -> tuple[CheckpointIn
         model=name, form=form, class_names=names, preprocessing=preprocessing, network=network, source=source
     )
     return info, config
+
+
+def require_config(name: str, config: Mapping[str, Any], *, tensors: int) -> None:
+    """Raise ValueError for a configuration that no checkpoint has, before anything is built by it.
+
+    Args:
+        name: of the variant.
+        config: fields and values.
+        tensors: of the checkpoint.
+
+    Raises:
+        VisionMLPError: for a model that does not exist.
+    """
+    known = {field.name for field in dataclasses.fields(variant(name).config)}
+    _require(config.keys() <= known, "config")
+    for key, value in config.items():
+        _require(is_moderate(value), key)
+    depths = config.get("blocks", config.get("depth", 1))
+    depths = depths if isinstance(depths, list) else [depths]
+    _require(all(isinstance(depth, int) for depth in depths) and sum(depths) <= tensors, "blocks or depth")
+
+
+def is_moderate(value: Any) -> bool:
+    """Whether a value has no number, alone or in a list, that only a network of absurd size has."""
+    sizes = value if isinstance(value, list) else [value]
+    return all(size <= LARGEST for size in sizes if isinstance(size, int))
 
 
 def _require(rule: bool, key: str) -> None:

@@ -4,7 +4,7 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +26,9 @@ _WRAPPER_CHILDREN = {"_orig_mod", "module", "_forward_module"}
 _AVERAGE = re.compile(r"(?:^|_)ema(?:$|_)")
 _DEPTH = 5
 """Mappings within mappings that are looked into."""
+
+
+NetworkT = TypeVar("NetworkT", bound=nn.Module)
 
 
 class Weights(NamedTuple):
@@ -60,11 +63,21 @@ def unwrapped(model: nn.Module) -> Backbone:
     Raises:
         CheckpointError: if there is none.
     """
+    return unwrapped_to(Backbone, model)
+
+
+def unwrapped_to(kind: type[NetworkT], model: nn.Module) -> NetworkT:
+    """The same for another kind of network.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
     inner = model
-    while not isinstance(inner, Backbone):
+    while not isinstance(inner, kind):
         parts = dict(inner.named_children())
         if len(parts) != 1 or not parts.keys() <= _WRAPPER_CHILDREN:
-            raise CheckpointError(f"{type(model).__name__} is neither a model of visionmlp nor a wrapper of one")
+            what = "a model" if kind is Backbone else f"a {kind.__name__}"
+            raise CheckpointError(f"{type(model).__name__} is neither {what} of visionmlp nor a wrapper of one")
         (inner,) = parts.values()
     return inner
 
