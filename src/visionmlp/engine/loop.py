@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 
 KeepBest = Callable[[nn.Module, Any], None]
 """Called with the evaluated model and the metric object of its evaluation."""
+ShowEvaluation = Callable[[int, Any], None]
+"""Called with the step and the metric object of each evaluation, to draw pictures; in the first process."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,6 +77,7 @@ def fit(
     write_weights: WriteWeights,
     keep_best: KeepBest,
     data: DataRecord,
+    show: ShowEvaluation | None = None,
     resume: bool = False,
     quiet: bool = False,
 ) -> FitResult:
@@ -91,6 +94,7 @@ def fit(
         write_weights: writes a checkpoint's weights.
         keep_best: writes the best weights so far, and what their evaluation gave.
         data: what a resumed run must find as it was.
+        show: draws what an evaluation has found.
         resume: whether to start from the folder's newest checkpoint.
         quiet: whether to show nothing on the way.
 
@@ -101,6 +105,7 @@ def fit(
         KeyboardInterrupt: at SIGINT or SIGTERM, when all is saved.
     """
     loop = _Loop(fabric, model, task, training, evaluation, config, run, write_weights, keep_best, quiet=quiet)
+    loop.show = show
     # what is wrong with model, data or options has shown by now, and left no trace
     on_rank_zero(fabric, lambda: run.reopen(config, data) if resume else run.create(config, data))
     if resume:
@@ -159,6 +164,7 @@ class _Loop:
             run.checkpoints, keep=config.keep_checkpoints, write_weights=write_weights, fabric=fabric, mesh=self.mesh
         )
         self.keep_best = keep_best
+        self.show: ShowEvaluation | None = None
         self.step = 0
         self.interval: list[dict[str, Any]] = []
         """`StepTotals` of each step since the last row of train.csv."""
@@ -348,6 +354,8 @@ class _Loop:
     def _keep(self, model: nn.Module, metric: Metric, epoch: int, metrics: dict[str, float]) -> bool:
         earlier = [self._score(row) for row in self.run.metrics.rows()]
         best = not earlier or self._score(metrics) > max(earlier)
+        if self.show is not None:
+            self.show(self.step, metric)
         if best:
             self.keep_best(model, metric)
         # behind the weights: without this row a resumed run evaluates again

@@ -15,6 +15,7 @@ TASKS = {
     "classify": "visionmlp.tasks.classify",
     "dino": "visionmlp.tasks.dino",
     "moco": "visionmlp.tasks.moco",
+    "detect": "visionmlp.tasks.detect",
 }
 """Name to package."""
 

@@ -33,6 +33,7 @@ class DetectionAugmentation:
     """Random brightness, contrast, saturation, hue and order of channels, as SSD has them."""
 
     def __call__(self, item: Annotated) -> Annotated:
+        """An item with Pillow's image to another such."""
         width, height = item.image.size
         boxes = tv_tensors.BoundingBoxes(
             item.target["boxes"], format=tv_tensors.BoundingBoxFormat.XYXY, canvas_size=(height, width)

@@ -126,7 +126,10 @@ def _size(image: Mapping[str, Any], folder: Path) -> tuple[int, int]:
 
 
 def _instances(
-    entries: Sequence[Mapping[str, Any]], path: Path, labels: Mapping[int, int], sizes: Mapping[ImageId, tuple[int, int]]
+    entries: Sequence[Mapping[str, Any]],
+    path: Path,
+    labels: Mapping[int, int],
+    sizes: Mapping[ImageId, tuple[int, int]],
 ) -> dict[ImageId, list[Instance]]:
     found: dict[ImageId, list[Instance]] = defaultdict(list)
     lost: dict[str, list[ImageId]] = defaultdict(list)

@@ -52,9 +52,7 @@ class DetectConfig(ImageTrainingConfig):
     train_annotations: Path | None = option(
         None, "JSON file, or list of VOC's, to train on, if not found by its name; from the data folder", group="data"
     )
-    val_annotations: Path | None = option(
-        None, "the same to evaluate on; may be the one to train on", group="data"
-    )
+    val_annotations: Path | None = option(None, "the same to evaluate on; may be the one to train on", group="data")
     empty_images: Literal["leave_out", "keep"] = option(
         "leave_out", "whether images without objects are trained on; mmdet leaves them out", group="data"
     )
@@ -68,7 +66,9 @@ class DetectConfig(ImageTrainingConfig):
 
     hflip: float = option(0.5, "probability of a left-right flip", group="augmentation")
     crop: float = option(
-        0.0, "probability that an image is resized, cropped and resized again, as in DETR and AS-MLP", group="augmentation"
+        0.0,
+        "probability that an image is resized, cropped and resized again, as in AS-MLP",
+        group="augmentation",
     )
     crop_resize: tuple[int, ...] = option(
         (400, 500, 600), "short sides, one of which is the image's before the crop", group="augmentation"

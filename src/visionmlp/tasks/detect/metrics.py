@@ -75,7 +75,7 @@ class Detections:
 
 @dataclasses.dataclass(frozen=True)
 class ClassScores:
-    """Average precision of each class, in [0, 1]; NaN for one without objects."""
+    """Average precision of each class, in percent; NaN for one without objects."""
 
     ap: list[float]
     """Mean over IoU 0.5, 0.55, ..., 0.95."""
@@ -88,7 +88,8 @@ class ApScores:
     """Average precision of one kind: boxes or masks."""
 
     numbers: dict[str, float]
-    """``ap``, ``ap50``, ``ap75``, ``ap_small``, ``ap_medium``, ``ap_large``: means over classes, NaN without objects."""
+    """``ap``, ``ap50``, ``ap75``, ``ap_small``, ``ap_medium``, ``ap_large``, in percent: means over classes; NaN
+    without objects."""
     classes: ClassScores
 
 
@@ -116,7 +117,7 @@ class CocoMetric:
         self.found.merge(processes)
 
     def compute(self) -> dict[str, float]:
-        """``ap``, ``ap50``, ``ap75``, by size of the objects, and ``mask_ap``, ``mask_ap50``, ... where there are masks."""
+        """``ap``, ``ap50``, ``ap75``, ``ap_small``, ...; and ``mask_ap``, ``mask_ap50``, ... where there are masks."""
         self.scores = {"bbox": self._score("bbox")}
         numbers = dict(self.scores["bbox"].numbers)
         if self.masks:
@@ -195,12 +196,12 @@ def _scores_of(precision: NDArray[np.float64]) -> ApScores:
 
 def _mean(precision: NDArray[np.float64]) -> float:
     known = precision[precision > -1]
-    return float(known.mean()) if known.size else math.nan
+    return 100 * float(known.mean()) if known.size else math.nan
 
 
 def shown(value: float) -> str:
-    """Three digits, or ``-`` where there is no number."""
-    return "-" if math.isnan(value) else f"{value:.3f}"
+    """As a table has it: ``-`` where there is no number."""
+    return "-" if math.isnan(value) else f"{value:.2f}"
 
 
 def _truth(images: Sequence[tuple[int, AnnotatedImage]], categories: Categories, *, masks: bool) -> dict[str, Any]:

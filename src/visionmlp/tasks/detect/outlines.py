@@ -1,7 +1,7 @@
 """Outlines of objects, polygons or run lengths, as compact as files have them; and the masks that they draw.
 
-Masks are drawn by faster-coco-eval, to the pixel as pycocotools draws them. What it is given is checked first, since its
-compiled code trusts run lengths.
+Masks are drawn by faster-coco-eval, to the pixel as pycocotools draws them. What it is given is checked first, since
+its compiled code trusts run lengths.
 """
 
 import dataclasses

@@ -13,12 +13,12 @@ from visionmlp.data.policy import BadImage
 from visionmlp.tasks.detect.annotations import AnnotatedImage, AnnotatedSet
 
 Target = dict[str, Tensor]
-"""Of an image: ``boxes`` (N, 4), x and y of two corners in pixels, ``labels`` (N,), and ``masks`` (N, H, W) of 0 and 1
-for a network that learns them. N may be 0."""
+"""Of an image: ``boxes`` (N, 4), x and y of two corners in pixels, ``labels`` (N,), ``iscrowd`` (N,), and ``masks``
+(N, H, W) of 0 and 1 for a network that learns them. N may be 0. Crowds are not learnt, nor taken for background."""
 
 
 class Annotated(NamedTuple):
-    """An image with its objects; crowds and what is not to be learnt are left out."""
+    """An image with its objects and crowds."""
 
     image: Any
     """Pillow's; (C, H, W) in [0, 1] behind the transform."""
@@ -80,18 +80,20 @@ class AnnotatedImages:
 
 
 def target_of(image: AnnotatedImage, *, masks: bool) -> Target:
-    """Boxes within the image, labels and masks of its objects."""
+    """Boxes within the image, labels and masks of its objects and crowds."""
     width, height = image.size
-    objects = image.objects
-    corners = [(x, y, x + w, y + h) for x, y, w, h in (one.box for one in objects)]
+    corners = [(x, y, x + w, y + h) for x, y, w, h in (one.box for one in image.instances)]
     target = {
         "boxes": torch.tensor(corners, dtype=torch.float32).reshape(-1, 4),
-        "labels": torch.tensor([one.label for one in objects], dtype=torch.int64),
+        "labels": torch.tensor([one.label for one in image.instances], dtype=torch.int64),
+        "iscrowd": torch.tensor([one.crowd for one in image.instances], dtype=torch.int64),
     }
     if masks:
-        drawn = [one.outline.mask() for one in objects if one.outline is not None]
-        empty = np.zeros((0, height, width), np.uint8)
-        target["masks"] = torch.from_numpy(np.stack(drawn) if drawn else empty)
+        drawn = np.zeros((len(image.instances), height, width), np.uint8)
+        for mask, one in zip(drawn, image.instances, strict=True):
+            if one.outline is not None:
+                mask[:] = one.outline.mask()
+        target["masks"] = torch.from_numpy(drawn)
     return clipped(target, height, width)
 
 
@@ -117,6 +119,7 @@ class ForTraining:
         self.augment = augment
 
     def __call__(self, item: Annotated) -> Annotated:
+        """An item with Pillow's image to one with a tensor."""
         item = self.augment(item)
         return item._replace(image=to_tensor(item.image))
 
