@@ -7,7 +7,7 @@ from visionmlp.cli.output import console, print_json
 from visionmlp.cli.tasks import add_task_options, check_task_words, task_and_options
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from jsonargparse import ArgumentParser, Namespace
     from rich.table import Table
@@ -33,6 +33,8 @@ def run(namespace: "Namespace") -> int:
         print_json(dict(scores.record))
     else:
         console().print(scores_table(scores))
+        if scores.parts:
+            console().print(parts_table(scores.parts))
     return 0
 
 
@@ -46,6 +48,19 @@ def scores_table(scores: "Scores") -> "Table":
     for heading in scores.columns:
         table.add_column(heading, justify="right")
     table.add_row(*scores.columns.values())
+    return table
+
+
+def parts_table(parts: "Sequence[Mapping[str, str]]") -> "Table":
+    """Scores of each part, a row each."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table()
+    for heading in parts[0]:
+        table.add_column(heading, justify="left" if heading == "class" else "right")
+    for part in parts:
+        table.add_row(*map(Text, part.values()))
     return table
 
 

@@ -53,6 +53,8 @@ class Scores:
     """The table's one row, by heading."""
     record: Mapping[str, Any]
     """The same for programs, JSON values by name."""
+    parts: Sequence[Mapping[str, str]] = ()
+    """A second table, such as a row for each class, with the same headings in each."""
 
 
 class Answer(Protocol):

@@ -32,10 +32,7 @@ def categories_of(info: DenseInfo) -> Categories:
     count = info.options["num_classes"]
     names = info.class_names or [f"class {label}" for label in range(1, count + 1)]
     ids = info.preprocessing.get("category_ids") or range(1, count + 1)
-    if not (
-        len(names) == len(ids) == count
-        and all(type(one) is int for one in ids)
-        and len({*ids}) == len({*names}) == count
-    ):
+    fits = len(names) == len(ids) == len({*ids}) == len({*names}) == count
+    if not fits or not all(type(one) is int for one in ids):
         raise CheckpointError(f"{info.source} has {count} classes, but other names or category ids")
     return Categories(names=tuple(names), ids=tuple(ids))

@@ -161,11 +161,8 @@ class _Pictures:
 
     def save(self, image: str, picture: Image.Image) -> None:
         stem = "stdin" if image == STDIN else re.sub(r"[^\w.-]", "_", Path(image).stem)
-        name = next(
-            name
-            for number in itertools.count(1)
-            if (name := stem if number == 1 else f"{stem}_{number}") not in self.names
-        )
+        numbered = itertools.chain([stem], (f"{stem}_{number}" for number in itertools.count(2)))
+        name = next(name for name in numbered if name not in self.names)
         self.names.add(name)
         path = self.folder / f"{name}.png"
         if path.exists() and not self.force:
