@@ -40,11 +40,12 @@ def run(namespace: "Namespace") -> int:
     failures = 0
     with contextlib.ExitStack() as stack:
         writers: list[Writer] = []
-        if options.output is not None:
-            writers.append(stack.enter_context(_table(options.output, task.answer_columns, force=options.force)))
+        table = options.output if task.answer_columns else None
+        if table is not None:
+            writers.append(stack.enter_context(_table(table, task.answer_columns, force=options.force)))
         if options.json:
             writers.append(_write_json)
-        elif options.output is None:
+        elif table is None:
             writers.append(_Text())
         advance = stack.enter_context(_progress())
         for answer in task.predict(options):

@@ -84,11 +84,16 @@ def reason(error: Exception) -> str:
     return text if isinstance(error, OSError | SyntaxError | ValueError) else f"damaged: {text}"
 
 
+def turn_of(image: Image.Image) -> Image.Transpose | None:
+    """What makes an image upright, as its EXIF says; None for one that is already."""
+    return _TURNS.get(_orientation(image))
+
+
 def _decoded(image: Image.Image, mode: Literal["L", "RGB"], exif_orientation: bool) -> Image.Image:
     if isinstance(image, PngImageFile):
         _correct_transparency(image)
     image.load()
-    turn = _TURNS.get(_orientation(image)) if exif_orientation else None
+    turn = turn_of(image) if exif_orientation else None
     flat = _opaque(_eight_bits(image))
     flat = flat if flat.mode == mode else flat.convert(mode)
     return flat if turn is None else flat.transpose(turn)

@@ -6,7 +6,9 @@ import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Literal
 
+from PIL import Image
 from torch import Tensor
 
 from visionmlp.data.decode import decode, reason
@@ -86,15 +88,25 @@ def why_no_images(folder: str) -> str:
 
 def read_image(name: str, preprocessing: Preprocessing, transform: Transform) -> Tensor | str:
     """The image as (C, H, W), or why it cannot be read."""
+    image = open_image(name, preprocessing.mode, exif_orientation=preprocessing.exif_orientation)
+    if isinstance(image, str):
+        return image
+    try:
+        return transform(image)
+    except (UnreadableImage, MemoryError) as error:
+        return reason(error)
+
+
+def open_image(name: str, mode: Literal["L", "RGB"], *, exif_orientation: bool) -> Image.Image | str:
+    """The decoded image, or why it cannot be read."""
     if Path(name).is_dir():
         return why_no_images(name)
     notes: list[str] = []
     try:
         file = io.BytesIO(sys.stdin.buffer.read()) if name == STDIN else Path(name)
-        image = decode(file, preprocessing.mode, warn=notes.append, exif_orientation=preprocessing.exif_orientation)
-        tensor = transform(image)
+        image = decode(file, mode, warn=notes.append, exif_orientation=exif_orientation)
     except (UnreadableImage, MemoryError) as error:
         return reason(error)
     for note in notes:
         warnings.warn(f"{name}: {note}", stacklevel=2)
-    return tensor
+    return image

@@ -49,6 +49,7 @@ class TrainingConfig:
     seed: int = option(0, "of the initial weights and of everything random", group="run")
     log_every: int = option(50, "steps between two lines of train.csv", group="run")
     eval_every: int = option(1, "epochs between two evaluations; the last epoch is always evaluated", group="run")
+    eval_steps: int | None = option(None, "steps between two evaluations, in place of eval_every epochs", group="run")
     save_every: int | None = option(
         None, "steps between two checkpoints, beside those at evaluations", group="run", may_change=True
     )
@@ -76,10 +77,14 @@ class TrainingConfig:
         default_factory=dict,
         metadata=about("further arguments of the optimizer, such as {'betas': [0.9, 0.95]}", "optimisation"),
     )
-    schedule: Literal["cosine", "linear", "step", "constant"] = option(
+    schedule: Literal["cosine", "linear", "poly", "step", "constant"] = option(
         "cosine", "how the learning rate falls, at every step", group="optimisation"
     )
+    power: float = option(
+        0.9, "of poly: the rate is min_lr + (lr - min_lr) * (1 - step / steps) ** power", group="optimisation"
+    )
     warmup_epochs: float = option(0.0, "of linear rise to lr, at the start of the schedule", group="optimisation")
+    warmup_steps: int | None = option(None, "the same in steps, in place of warmup_epochs", group="optimisation")
     warmup_prefix: bool = option(
         True,
         "the schedule begins behind the warm-up, without a jump; off is the shape of timm and DeiT, where the warm-up "
@@ -87,7 +92,13 @@ class TrainingConfig:
         group="optimisation",
     )
     warmup_lr: float = option(1e-6, "learning rate that warm-up starts from", group="optimisation")
-    min_lr: float = option(0.0, "learning rate at the end of cosine and linear", group="optimisation")
+    warmup_ratio: float | None = option(
+        None,
+        "mmcv's warm-up: the schedule's own rate times a factor that rises from this to 1, such as 1e-6; warmup_lr and "
+        "warmup_prefix then say nothing",
+        group="optimisation",
+    )
+    min_lr: float = option(0.0, "learning rate at the end of cosine, linear and poly", group="optimisation")
     decay_epochs: float = option(30.0, "interval of the step schedule", group="optimisation")
     decay_milestones: tuple[float, ...] = option(
         (),
@@ -147,14 +158,14 @@ class TrainingConfig:
             "nodes",
         ):
             self.require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("save_every", "max_steps", "threads"):
+        for name in ("save_every", "eval_steps", "max_steps", "threads"):
             value = getattr(self, name)
             self.require(value is None or value >= 1, f"{name} must be at least 1, or left out, got {value}")
         self.require(0 <= self.seed < 2**63, f"seed must be in [0, 2**63), got {self.seed}")
         self.require(0 <= self.momentum < 1, f"momentum must be in [0, 1), got {self.momentum}")
         for name in ("weight_decay", "warmup_epochs", "warmup_lr", "min_lr"):
             self.require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
-        for name in ("lr", "decay_epochs", "decay_rate"):
+        for name in ("lr", "power", "decay_epochs", "decay_rate"):
             self.require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
         for name, value in self.choices().items():
             given = getattr(self, name)
@@ -187,7 +198,12 @@ class TrainingConfig:
         )
         self.require(self.ema_decay is not None or not self.ema_warmup, "ema_warmup needs ema_decay, such as 0.999")
         self._check_milestones()
+        self._check_warmup()
         self.require(self.min_lr <= self.lr, f"min_lr {self.min_lr:g} must not exceed lr {self.lr:g}")
+        if self.optimizer.lower() not in _COMMON:
+            _check_optimizer(self.optimizer)
+
+    def _check_warmup(self) -> None:
         self.require(
             self.max_steps is not None or self.warmup_epochs < self.epochs,
             f"warmup_epochs {self.warmup_epochs:g} must be less than epochs {self.epochs}",
@@ -197,8 +213,26 @@ class TrainingConfig:
             f"warmup_epochs {self.warmup_epochs:g} has at least as many steps, which must be less than max_steps "
             f"{self.max_steps}",
         )
-        if self.optimizer.lower() not in _COMMON:
-            _check_optimizer(self.optimizer)
+        self.require(
+            self.warmup_steps is None or self.warmup_steps >= 0,
+            f"warmup_steps must not be negative, got {self.warmup_steps}",
+        )
+        self.require(
+            self.warmup_steps is None or not self.warmup_epochs,
+            "warmup_steps and warmup_epochs say the same; leave out one of them",
+        )
+        self.require(
+            self.max_steps is None or (self.warmup_steps or 0) < self.max_steps,
+            f"warmup_steps {self.warmup_steps} must be less than max_steps {self.max_steps}",
+        )
+        self.require(
+            self.warmup_ratio is None or 0 <= self.warmup_ratio <= 1,
+            f"warmup_ratio must be in [0, 1], got {self.warmup_ratio}",
+        )
+        self.require(
+            self.warmup_ratio is None or bool(self.warmup_steps) or self.warmup_epochs > 0,
+            "warmup_ratio needs a warm-up; give warmup_steps or warmup_epochs",
+        )
 
     def _check_milestones(self) -> None:
         given = self.decay_milestones

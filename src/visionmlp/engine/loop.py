@@ -394,7 +394,7 @@ class _Loop:
             self.stop()
 
     def _evaluation_due(self) -> bool:
-        interval = self.config.eval_every * self.steps_per_epoch
+        interval = self.config.eval_steps or self.config.eval_every * self.steps_per_epoch
         return self.step > 0 and (self.step % interval == 0 or self.step == self.steps)
 
     def _report(self) -> ProgressReport:

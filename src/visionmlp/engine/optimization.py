@@ -77,43 +77,71 @@ def _optimizer(groups: list[dict[str, Any]], config: TrainingConfig) -> Optimize
     )
 
 
-def create_schedule(optimizer: Optimizer, config: TrainingConfig, *, steps: int, steps_per_epoch: int) -> Scheduler:
+class WarmedUp:
+    """A schedule whose rates are multiplied by a factor that rises linearly from ``ratio`` to 1, as mmcv warms up.
+
+    Args:
+        schedule: sets the rates of a step.
+        optimizer: whose they are.
+        steps: of the warm-up.
+        ratio: factor of the first step.
+    """
+
+    def __init__(self, schedule: Scheduler, optimizer: Optimizer, *, steps: int, ratio: float) -> None:
+        self.schedule, self.optimizer, self.steps, self.ratio = schedule, optimizer, steps, ratio
+
+    def step_update(self, step: int) -> None:
+        """Set the learning rate of a step."""
+        self.schedule.step_update(step)
+        if step < self.steps:
+            factor = 1 - (1 - step / self.steps) * (1 - self.ratio)
+            for group in self.optimizer.param_groups:
+                group["lr"] *= factor
+
+
+def create_schedule(
+    optimizer: Optimizer, config: TrainingConfig, *, steps: int, steps_per_epoch: int
+) -> Scheduler | WarmedUp:
     """The learning rate as a function of the step: ``schedule.step_update(step)`` sets that of step ``step``.
 
     Raises:
         InvalidConfig: for a warm-up that is not over before the last step, or a milestone behind it.
     """
-    warmup = round(config.warmup_epochs * steps_per_epoch)
+    warmup = round(config.warmup_epochs * steps_per_epoch) if config.warmup_steps is None else config.warmup_steps
     if warmup >= steps:
-        raise InvalidConfig(
-            f"warmup_epochs {config.warmup_epochs:g} is {warmup} steps, but the run has {steps}; shorten the warm-up"
-        )
-    names = {"cosine": "cosine", "linear": "poly", "step": "step", "constant": "step"}
+        said = "warmup_steps is" if config.warmup_steps is not None else f"warmup_epochs {config.warmup_epochs:g} is"
+        raise InvalidConfig(f"{said} {warmup} steps, but the run has {steps}; shorten the warm-up")
+    names = {"cosine": "cosine", "linear": "poly", "poly": "poly", "step": "step", "constant": "step"}
+    # the power of poly; steps that change nothing
+    rates = {"linear": 1.0, "poly": config.power, "constant": 1.0}
+    replaced = 0 if config.warmup_ratio is not None else warmup
+    prefix = config.warmup_prefix and replaced > 0
     milestones = [round(epoch * steps_per_epoch) for epoch in config.decay_milestones]
     if milestones and milestones[-1] >= steps:
         raise InvalidConfig(
             f"decay_milestones {list(config.decay_milestones)} end at step {milestones[-1]}, but the run has {steps}; "
             "give earlier ones"
         )
-    rates = {"linear": 1.0, "constant": 1.0}  # the power of poly; steps that change nothing
     schedule, _ = create_scheduler_v2(
         optimizer,
         "multistep" if milestones else names[config.schedule],
         # timm's epochs are our steps, as updates_per_epoch is 1
-        num_epochs=steps - warmup if config.warmup_prefix else steps,
+        num_epochs=steps - replaced if prefix else steps,
         decay_epochs=max(1, round(config.decay_epochs * steps_per_epoch)),
         # counted from the run's start, and timm's fall one step before theirs
-        decay_milestones=[step + 1 - (warmup if config.warmup_prefix else 0) for step in milestones],
+        decay_milestones=[step + 1 - (replaced if prefix else 0) for step in milestones],
         decay_rate=rates.get(config.schedule, config.decay_rate),
         min_lr=config.min_lr,
         warmup_lr=config.warmup_lr,
-        warmup_epochs=warmup,
-        warmup_prefix=config.warmup_prefix,
+        warmup_epochs=replaced,
+        warmup_prefix=prefix,
         step_on_epochs=False,
         updates_per_epoch=1,
     )
     assert schedule is not None
-    return schedule
+    if config.warmup_ratio is None:
+        return schedule
+    return WarmedUp(schedule, optimizer, steps=warmup, ratio=config.warmup_ratio)
 
 
 def set_weight_decay(optimizer: Optimizer, config: TrainingConfig, step: int, steps: int) -> None:

@@ -31,7 +31,14 @@ details {{ margin-top: 1rem; }}
 """
 
 
-def write_page(folder: Path, *, title: str, numbers: Mapping[str, str], figures: Mapping[str, Path]) -> Path:
+def write_page(
+    folder: Path,
+    *,
+    title: str,
+    numbers: Mapping[str, str],
+    figures: Mapping[str, Path],
+    tables: Mapping[str, Sequence[Mapping[str, str]]] | None = None,
+) -> Path:
     """Write ``report.html`` into a run folder, from what lies in it; of a model with routed experts ``router.png`` too.
 
     Args:
@@ -39,6 +46,7 @@ def write_page(folder: Path, *, title: str, numbers: Mapping[str, str], figures:
         title: what was trained on what.
         numbers: the results to show large, by name.
         figures: PNG files by heading.
+        tables: rows of text by heading, behind the figures.
 
     Raises:
         RunFolderError: if something cannot be written.
@@ -49,6 +57,7 @@ def write_page(folder: Path, *, title: str, numbers: Mapping[str, str], figures:
     sections = [(heading, embedded(path)) for heading, path in figures.items()]
     if routing := run.router.rows():
         sections.append(("Routers", embedded(router_curves(routing, folder / "router.png"))))
+    sections += [(heading, table_of(rows)) for heading, rows in (tables or {}).items()]
     sections.append(("Evaluations", _table(evaluations[-_SHOWN_EVALUATIONS:])))
     if run.bad_images.exists():
         text = run.bad_images.read_text(encoding="utf-8", errors="replace")  # of file names that are not UTF-8

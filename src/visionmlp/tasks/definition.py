@@ -106,7 +106,7 @@ class TaskDefinition:
     predict: Callable[[Any], Iterator[Answer]]
     """Takes them; gives each answer as soon as it is there."""
     answer_columns: Sequence[str]
-    """Headings of the table that ``predict --output`` writes."""
+    """Headings of the table that ``predict --output`` writes; none for a task that writes there itself."""
     measure_input: "Callable[..., InputBenchmark] | None" = None
     """Takes a configuration, ``num_workers=`` and ``steps=``; None for a task whose input ``bench`` cannot measure."""
     check_model: Callable[[str], None] = check_name

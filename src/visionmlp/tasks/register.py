@@ -15,6 +15,7 @@ TASKS = {
     "classify": "visionmlp.tasks.classify",
     "dino": "visionmlp.tasks.dino",
     "moco": "visionmlp.tasks.moco",
+    "segment": "visionmlp.tasks.segment",
     "detect": "visionmlp.tasks.detect",
 }
 """Name to package."""

@@ -270,7 +270,7 @@ def test_a_summary_notices_what_changes(folder: Path) -> None:
     )
 
 
-XML = """<annotation><filename>x.jpg</filename><size><width>64</width><height>48</height><depth>3</depth></size>{}</annotation>"""
+XML = "<annotation><filename>x.jpg</filename><size><width>64</width><height>48</height></size>{}</annotation>"
 OBJECT = """<object><name>{}</name><difficult>{}</difficult><bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax>
 <ymax>{}</ymax></bndbox></object>"""
 
