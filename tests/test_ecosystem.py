@@ -144,6 +144,6 @@ def test_python_on_the_page_runs():
     pytest.importorskip("segmentation_models_pytorch")
     page = (Path(__file__).parents[1] / "docs" / "dense.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    assert len(blocks) == 5
+    assert len(blocks) == 7
     for block in blocks:
         exec(compile(block, "dense.md", "exec"), {})

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from visionmlp.models.freezing import freeze
     from visionmlp.models.locality import add_locality
     from visionmlp.models.official import load_official, save_official
+    from visionmlp.models.official_dense import load_official_dense, save_official_dense
     from visionmlp.models.registry import create_model, list_models, published_weights
     from visionmlp.models.segmenter import create_segmenter
     from visionmlp.models.upcycling import upcycle
@@ -34,12 +35,14 @@ __all__ = [
     "load_dense",
     "load_model",
     "load_official",
+    "load_official_dense",
     "prepack",
     "published_weights",
     "reparameterize",
     "save_checkpoint",
     "save_dense",
     "save_official",
+    "save_official_dense",
     "upcycle",
 ]
 
@@ -59,6 +62,8 @@ __getattr__, __dir__ = lazy_names(
         "add_locality": "visionmlp.models.locality",
         "load_official": "visionmlp.models.official",
         "save_official": "visionmlp.models.official",
+        "load_official_dense": "visionmlp.models.official_dense",
+        "save_official_dense": "visionmlp.models.official_dense",
         "create_model": "visionmlp.models.registry",
         "list_models": "visionmlp.models.registry",
         "published_weights": "visionmlp.models.registry",

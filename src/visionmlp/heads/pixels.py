@@ -19,7 +19,7 @@ class PixelHead(nn.Module, ABC):
 
     Args:
         channels: width of what is classified.
-        num_classes: K.
+        num_classes: K, two or more; background is one of them.
         dropout: rate at which whole channels are dropped before the classifier, in training.
 
     Raises:
@@ -28,9 +28,10 @@ class PixelHead(nn.Module, ABC):
 
     def __init__(self, channels: int, num_classes: int, *, dropout: float) -> None:
         super().__init__()
-        for name, value in (("channels", channels), ("num_classes", num_classes)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise InvalidConfig(f"{name} must be an integer of at least 1, got {value!r}")
+        # of a single class every position is, whatever the network says
+        for name, value, least in (("channels", channels, 1), ("num_classes", num_classes, 2)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise InvalidConfig(f"{name} must be an integer of at least {least}, got {value!r}")
         if not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
             raise InvalidConfig(f"dropout must be a rate from 0 to below 1, got {dropout!r}")
         self.dropout = nn.Dropout2d(dropout)

@@ -86,7 +86,7 @@ class BackboneLevels(DenseFeatures):
         elif self.model.input_sizes == "fixed" and tuple(size) != native:
             raise InvalidImageSize(
                 f"{self.model.name} as built takes exactly {size_text(native)}, got {size_text(size)}; "
-                "build it with img_size, or cut images into windows: dense_features(model, tile_overlap=0)"
+                "build it with img_size, or cut images into windows by tile_overlap=0"
             )
         levels = self.model.forward_intermediates(x, indices=self.out_indices, intermediates_only=True)
         assert isinstance(levels, list)
@@ -185,21 +185,29 @@ class Pyramid(DenseFeatures):
     Args:
         net: levels of the image.
         out_channels: width of all levels, by a 1x1 convolution before resampling; each keeps its own if None.
+        strides: of the levels that are wanted, such as 8, 16, 32.
     """
 
-    def __init__(self, net: DenseFeatures, *, out_channels: int | None = None) -> None:
+    def __init__(
+        self, net: DenseFeatures, *, out_channels: int | None = None, strides: Sequence[int] = PYRAMID_STRIDES
+    ) -> None:
         super().__init__()
-        self.net = net
+        self.net, self.strides = net, tuple(strides)
         if out_channels is not None and out_channels < 1:
             raise InvalidConfig(f"out_channels must be at least 1, got {out_channels}")
-        widths, strides = net.feature_info.channels(), net.feature_info.reduction()
-        if len(strides) > len(PYRAMID_STRIDES):
+        if not self.strides or any(stride not in PYRAMID_STRIDES for stride in self.strides):
+            raise InvalidConfig(f"strides of a pyramid are among {PYRAMID_STRIDES}, got {self.strides}")
+        widths, given = net.feature_info.channels(), net.feature_info.reduction()
+        if len(given) > len(PYRAMID_STRIDES):
             raise InvalidConfig(f"a pyramid has {len(PYRAMID_STRIDES)} levels; give out_indices of at most as many")
-        self.sources = [-(-len(strides) * k // len(PYRAMID_STRIDES)) - 1 for k in (1, 2, 3, 4)]
-        already = tuple(strides) == PYRAMID_STRIDES
+        already = tuple(given) == self.strides
+        places = [PYRAMID_STRIDES.index(stride) + 1 for stride in self.strides]
+        self.sources = [-(-len(given) * k // len(PYRAMID_STRIDES)) - 1 for k in places]
+        if already:
+            self.sources = list(range(len(given)))
         self.levels = nn.ModuleList()
         info = []
-        for source, stride in zip(self.sources, PYRAMID_STRIDES, strict=True):
+        for source, stride in zip(self.sources, self.strides, strict=True):
             layers: list[nn.Module] = []
             dim = widths[source]
             if not already or out_channels is not None:
@@ -207,15 +215,15 @@ class Pyramid(DenseFeatures):
             if out_channels is not None:
                 layers.append(nn.Conv2d(dim, out_channels, 1))
                 dim = out_channels
-            self.levels.append(nn.Sequential(*layers, *resample(dim, strides[source], stride)))
+            self.levels.append(nn.Sequential(*layers, *resample(dim, given[source], stride)))
             info.append({"module": f"levels.{len(info)}", "num_chs": dim, "reduction": stride})
         self.feature_info = FeatureInfo(info, tuple(range(len(info))))
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """(B, in_chans, H, W) to four levels."""
+        """(B, in_chans, H, W) to a level for each stride."""
         given = self.net(x)
         levels = [level(given[source]) for source, level in zip(self.sources, self.levels, strict=True)]
-        return crop(levels, PYRAMID_STRIDES, x.shape[-2:])
+        return crop(levels, self.strides, x.shape[-2:])
 
 
 def resample(dim: int, stride: int, target: int) -> list[nn.Module]:
@@ -267,6 +275,7 @@ def dense_features(
     tile_overlap: int | None = None,
     out_indices: Sequence[int] | None = None,
     out_channels: int | None = None,
+    strides: Sequence[int] = PYRAMID_STRIDES,
 ) -> DenseFeatures:
     """Feature levels for dense prediction from any family.
 
@@ -279,6 +288,7 @@ def dense_features(
             gives the model the whole image.
         out_indices: the model's levels; all stages or four evenly spaced blocks if None.
         out_channels: width of all levels of the pyramid; each keeps its own if None.
+        strides: of the pyramid's levels, if not all of 4, 8, 16, 32 are wanted.
 
     Raises:
         UnknownModel: with the nearest names.
@@ -288,9 +298,13 @@ def dense_features(
         model = create_model(model)
     if not isinstance(model, Backbone):
         raise InvalidConfig(f"dense_features takes a model of visionmlp or its name, got {type(model).__name__}")
-    if out_channels is not None and not pyramid:
-        raise InvalidConfig("out_channels is the width of a pyramid's levels; give pyramid=True")
+    strides = tuple(strides)
+    if not pyramid and (out_channels is not None or strides != PYRAMID_STRIDES):
+        raise InvalidConfig("out_channels and strides are of a pyramid's levels; give pyramid=True")
+    if out_indices is None and tuple(info["reduction"] for info in model.feature_info) == PYRAMID_STRIDES:
+        # so that nothing is computed for levels, nor a norm kept, that nobody reads
+        out_indices = [index for index, stride in enumerate(PYRAMID_STRIDES) if stride in strides]
     net: DenseFeatures = BackboneLevels(model, out_indices=out_indices)
     if tile_overlap is not None:
         net = Tiled(net, overlap=tile_overlap)
-    return Pyramid(net, out_channels=out_channels) if pyramid else net
+    return Pyramid(net, out_channels=out_channels, strides=strides) if pyramid else net

@@ -74,6 +74,11 @@ class DenseNetwork(nn.Module):
     def _backbone_name(self) -> str:
         return next(name for name, module in self.named_modules() if module is self.backbone)
 
+    def official_name(self, name: str) -> str | None:
+        """Name in mmseg's or mmdet's files of an entry of the state that is not the backbone's; None if it has none."""
+        del name
+        return None
+
 
 def dense_backbone(backbone: Backbone | str, *, img_size: int | tuple[int, int] | None = None) -> Backbone:
     """The model that a network for dense prediction begins with.

@@ -63,7 +63,7 @@ def load_official(
     target = unwrapped(model)
     if not isinstance(target, FusibleBackbone):
         raise CheckpointError(f"{target.name} is a deploy form; load into the training form, then reparameterize it")
-    label = _label(source)
+    label = label_of(source)
     if isinstance(img_size, int):
         img_size = (img_size, img_size)
     if img_size is not None and min(img_size) < 1:
@@ -152,10 +152,11 @@ def read_official(
     """
     content = source if isinstance(source, Mapping) else _read(Path(source))
     layouts = () if model is None else _layouts(model)
-    return find_weights(content, _label(source), layouts=layouts, prefix=prefix, ema=ema).tensors
+    return find_weights(content, label_of(source), layouts=layouts, prefix=prefix, ema=ema).tensors
 
 
-def _label(source: str | os.PathLike[str] | Mapping[str, Any]) -> str:
+def label_of(source: str | os.PathLike[str] | Mapping[str, Any]) -> str:
+    """What messages call a source."""
     return "the mapping" if isinstance(source, Mapping) else str(source)
 
 

@@ -55,6 +55,10 @@ class Segmenter(DenseNetwork):
         """K."""
         return self.decode_head.conv_seg.out_channels
 
+    def official_name(self, name: str) -> str | None:
+        """As in mmseg's files: the parts have its names; it has no pyramid."""
+        return name if name.startswith(("neck.", "decode_head.", "auxiliary_head.")) else None
+
     def forward(self, x: Tensor, auxiliary: bool = False) -> Tensor | tuple[Tensor, Tensor | None]:
         """Images (B, in_chans, H, W) to logits (B, K, H, W), bilinear from the head's stride 4.
 
@@ -116,6 +120,10 @@ def create_segmenter(
         raise InvalidConfig(f"head must be {' or '.join(get_args(SegmentationHead))}, got {head!r}")
     if neck_channels is not None and head != "semantic_fpn":
         raise InvalidConfig(f"{head} has no neck; leave neck_channels out")
+    if tile_overlap is not None and type(tile_overlap) is not int:
+        raise InvalidConfig(f"tile_overlap must be an integer, got {tile_overlap!r}")
+    if out_indices is not None and not all(type(index) is int for index in out_indices):
+        raise InvalidConfig(f"out_indices must be integers, got {out_indices!r}")
     if head == "semantic_fpn":
         neck_channels = 256 if neck_channels is None else neck_channels
     options: dict[str, Any] = {
