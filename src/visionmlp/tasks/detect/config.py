@@ -12,6 +12,8 @@ from visionmlp.tasks.image_config import ImageTrainingConfig
 if TYPE_CHECKING:
     from visionmlp.tasks.detect.augmentation import DetectionAugmentation
 
+MAX_SIZE = 1333
+"""Of the long side of COCO's images, in the papers."""
 MASK_HEADS = ("mask_rcnn", "cascade_mask_rcnn")
 """Heads that also find masks."""
 
@@ -57,12 +59,17 @@ class DetectConfig(ImageTrainingConfig):
         "leave_out", "whether images without objects are trained on; mmdet leaves them out", group="data"
     )
 
-    min_size: tuple[int, ...] = option(
-        (800,),
-        "short sides, one of which each training image is resized to; evaluation takes the last one",
+    min_size: tuple[int, ...] | None = option(
+        None,
+        "short sides, one of which each training image is resized to; evaluation takes the last one; default: 800, or "
+        "the side of the only image that the model takes",
         group="images",
     )
-    max_size: int = option(1333, "most of the long side, which a smaller short side then follows", group="images")
+    max_size: int | None = option(
+        None,
+        "most of the long side, which a smaller short side then follows; default: 1333, or that only side",
+        group="images",
+    )
 
     hflip: float = option(0.5, "probability of a left-right flip", group="augmentation")
     crop: float = option(
@@ -97,11 +104,13 @@ class DetectConfig(ImageTrainingConfig):
         for name in ("min_size", "crop_resize"):
             sizes = getattr(self, name)
             self.require(
-                len(sizes) > 0 and all(size >= 1 for size in sizes), f"{name} must be sizes in pixels, got {sizes}"
+                sizes is None or (len(sizes) > 0 and all(size >= 1 for size in sizes)),
+                f"{name} must be sizes in pixels, got {sizes}",
             )
+        self.require(self.max_size is None or self.max_size >= 1, f"max_size must be at least 1, got {self.max_size}")
         self.require(
-            self.max_size >= max(self.min_size),
-            f"max_size {self.max_size} must be at least the largest min_size, {max(self.min_size)}",
+            self.max_size is None or self.min_size is None or self.max_size >= max(self.min_size),
+            f"max_size {self.max_size} must be at least the largest of min_size {self.min_size}",
         )
         self.require(
             0 < self.crop_range[0] <= self.crop_range[1],
@@ -131,6 +140,6 @@ class DetectConfig(ImageTrainingConfig):
             crop=self.crop,
             crop_resize=self.crop_resize,
             crop_range=self.crop_range,
-            longest=self.max_size,
+            longest=self.max_size or MAX_SIZE,
             photometric=self.photometric,
         )

@@ -18,13 +18,12 @@ from visionmlp.models.dense_network import DenseInfo
 from visionmlp.models.detector import Detector
 from visionmlp.tasks.definition import Scores
 from visionmlp.tasks.detect.annotations import AnnotatedSet
-from visionmlp.tasks.detect.config import MASK_HEADS
 from visionmlp.tasks.detect.dataset import open_set
 from visionmlp.tasks.detect.definition import DetectEvalOptions
 from visionmlp.tasks.detect.loading import categories_of, load_detector
 from visionmlp.tasks.detect.metrics import CocoMetric, shown
-from visionmlp.tasks.detect.run import mode_of, read_config
-from visionmlp.tasks.detect.samples import AnnotatedImages, DetectionBatch, collate, for_evaluation
+from visionmlp.tasks.detect.run import read_config
+from visionmlp.tasks.detect.samples import AnnotatedImages, DetectionBatch, collate, for_evaluation, mode_of
 from visionmlp.tasks.detect.task import Detection
 
 _HEADINGS = {
@@ -99,7 +98,7 @@ def evaluate(detector: Detector, info: DenseInfo, images: AnnotatedSet, options:
     batches = EvaluationLoader(
         AnnotatedImages(
             images,
-            mode=mode_of(detector),
+            mode=mode_of(detector.backbone.in_chans),
             masks=False,
             exif_orientation=info.preprocessing.get("exif_orientation", True),
         ),
@@ -112,8 +111,8 @@ def evaluate(detector: Detector, info: DenseInfo, images: AnnotatedSet, options:
     like = next(detector.parameters())
     task = Detection(
         images,
-        masks=info.options["head"] in MASK_HEADS,
-        max_detections=info.preprocessing.get("max_detections", 100),
+        masks=detector.has_masks,
+        max_detections=detector.settings.detections_per_img,
     )
 
     def prepare(batch: DetectionBatch) -> DetectionBatch:

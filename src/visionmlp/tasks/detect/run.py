@@ -2,7 +2,7 @@
 
 import contextlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -15,7 +15,6 @@ from visionmlp.errors import DataError, require
 from visionmlp.models.dense_network import save_dense
 from visionmlp.models.detector import Detector, create_detector
 from visionmlp.models.freezing import freeze
-from visionmlp.models.metadata import default_preprocessing
 from visionmlp.tasks.building import build_dense_backbone, synchronise
 from visionmlp.tasks.definition import TrainResult
 from visionmlp.tasks.detect.annotations import AnnotatedSet, Categories, DetectionData, note
@@ -23,7 +22,7 @@ from visionmlp.tasks.detect.config import DetectConfig
 from visionmlp.tasks.detect.dataset import open_set
 from visionmlp.tasks.detect.figures import Pictures, write_report
 from visionmlp.tasks.detect.metrics import CocoMetric
-from visionmlp.tasks.detect.samples import AnnotatedImages, ForTraining, collate, for_evaluation
+from visionmlp.tasks.detect.samples import AnnotatedImages, ForTraining, collate, for_evaluation, mode_of
 from visionmlp.tasks.detect.task import Detection
 
 if TYPE_CHECKING:
@@ -92,9 +91,9 @@ def build_network(config: DetectConfig, categories: Categories) -> Detector:
         VisionMLPError: for a network that cannot be built or loaded.
     """
     backbone = build_dense_backbone(config)
-    own = default_preprocessing(backbone)
+    channels = backbone.in_chans
     for name in ("mean", "std"):
-        given, channels = getattr(config, name), own["input_size"][0]
+        given = getattr(config, name)
         config.require(
             given is None or len(given) == channels, f"{name} needs one number for each of {channels} channels"
         )
@@ -108,18 +107,13 @@ def build_network(config: DetectConfig, categories: Categories) -> Detector:
             settings={**config.settings, "detections_per_img": config.max_detections},
             min_size=config.min_size,
             max_size=config.max_size,
-            image_mean=config.mean or own["mean"],
-            image_std=config.std or own["std"],
+            image_mean=config.mean,
+            image_std=config.std,
             fpn_channels=config.fpn_channels,
             tile_overlap=config.tile_overlap,
         )
     freeze(network, levels=max(config.frozen_stages, 0), stem=config.frozen_stages >= 0)
     return network
-
-
-def mode_of(network: Detector) -> Literal["L", "RGB"]:
-    """Pillow's mode of the images that a network takes."""
-    return "L" if default_preprocessing(network.backbone)["input_size"][0] == 1 else "RGB"
 
 
 def _train(fabric: "Fabric", config: DetectConfig, resume: bool) -> TrainResult:
@@ -130,7 +124,9 @@ def _train(fabric: "Fabric", config: DetectConfig, resume: bool) -> TrainResult:
     run = RunFolder(config.output)
     log = BadImageLog(config.on_bad_image, run.bad_images)
     readers = [
-        AnnotatedImages(part, mode=mode_of(network), masks=masks, exif_orientation=config.exif_orientation)
+        AnnotatedImages(
+            part, mode=mode_of(network.backbone.in_chans), masks=masks, exif_orientation=config.exif_orientation
+        )
         for part, masks in ((training_set, config.masks), (evaluation_set, False))
     ]
     common: dict[str, Any] = {

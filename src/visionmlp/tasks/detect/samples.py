@@ -105,6 +105,11 @@ def clipped(target: Target, height: int, width: int) -> Target:
     return {name: value[kept] for name, value in {**target, "boxes": boxes}.items()}
 
 
+def mode_of(channels: int) -> Literal["L", "RGB"]:
+    """Pillow's mode of images with so many channels."""
+    return "L" if channels == 1 else "RGB"
+
+
 def to_tensor(image: Image.Image) -> Tensor:
     """(C, H, W) in [0, 1]."""
     pixels = np.asarray(image)
