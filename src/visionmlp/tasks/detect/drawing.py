@@ -32,16 +32,14 @@ class Shown(NamedTuple):
     mask: RunLengths | None = None
 
 
-def found_objects(detections: Detections, categories: Categories, *, score: float) -> list[Shown]:
-    """Detections of at least a score, the best last, so that it lies on top."""
+def found_objects(detections: Detections, categories: Categories) -> list[Shown]:
+    """Detections, the best last, so that it lies on top."""
     shown = []
-    for place in range(len(detections)):
-        if detections.scores[place] >= score:
-            label = int(detections.labels[place])
-            x, y, right, bottom = detections.boxes[place].tolist()
-            mask = None if detections.masks is None else detections.masks[place]
-            text = f"{categories.names[label - 1]} {detections.scores[place]:.2f}"
-            shown.append(Shown((x, y, right, bottom), label, text, mask))
+    for place, label in enumerate(detections.labels.tolist()):
+        x, y, right, bottom = detections.boxes[place].tolist()
+        mask = None if detections.masks is None else detections.masks[place]
+        text = f"{categories.names[label - 1]} {detections.scores[place]:.2f}"
+        shown.append(Shown((x, y, right, bottom), label, text, mask))
     return shown[::-1]
 
 

@@ -13,14 +13,13 @@ from visionmlp.data.loading import EvaluationLoader
 from visionmlp.engine import evaluate as evaluate_task
 from visionmlp.errors import InvalidConfig, require
 from visionmlp.files import beside
-from visionmlp.measure.timing import open_device
 from visionmlp.models.dense_network import DenseInfo
 from visionmlp.models.detector import Detector
 from visionmlp.tasks.definition import Scores
 from visionmlp.tasks.detect.annotations import AnnotatedSet
 from visionmlp.tasks.detect.dataset import open_set
 from visionmlp.tasks.detect.definition import DetectEvalOptions
-from visionmlp.tasks.detect.loading import categories_of, load_detector
+from visionmlp.tasks.detect.loading import categories_of, exif_orientation_of, load_detector
 from visionmlp.tasks.detect.metrics import CocoMetric, shown
 from visionmlp.tasks.detect.run import read_config
 from visionmlp.tasks.detect.samples import AnnotatedImages, DetectionBatch, collate, for_evaluation, mode_of
@@ -49,9 +48,8 @@ def scores(options: DetectEvalOptions) -> Scores:
         VisionMLPError: if the model, the data or the device cannot be used.
     """
     require("faster_coco_eval", extra="detection")
-    for name, least in (("batch_size", 1), ("num_workers", 0)):
-        if getattr(options, name) < least:
-            raise InvalidConfig(f"{name} must be at least {least}, got {getattr(options, name)}")
+    if options.num_workers < 0:
+        raise InvalidConfig(f"num-workers must not be negative, got {options.num_workers}")
     if options.force and options.output is None:
         raise InvalidConfig("--force is about the file of --output; give it, or leave this out")
     detector, info = load_detector(options)
@@ -61,7 +59,7 @@ def scores(options: DetectEvalOptions) -> Scores:
         if options.output is not None:
             output = stack.enter_context(beside(options.output, force=options.force, suffix=".json"))
         start = time.perf_counter()
-        metric = evaluate(detector.to(open_device(options.device)), info, images, options)
+        metric = evaluate(detector, info, images, options)
         numbers = metric.compute()
         seconds = time.perf_counter() - start
         if output is not None:
@@ -100,7 +98,7 @@ def evaluate(detector: Detector, info: DenseInfo, images: AnnotatedSet, options:
             images,
             mode=mode_of(detector.backbone.in_chans),
             masks=False,
-            exif_orientation=info.preprocessing.get("exif_orientation", True),
+            exif_orientation=exif_orientation_of(info, options),
         ),
         for_evaluation,
         batch_size=options.batch_size,

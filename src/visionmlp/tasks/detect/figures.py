@@ -57,7 +57,7 @@ class Pictures:
         self._draw(
             picture_of(self.folder, step),
             indices,
-            lambda index, _: found_objects(metric.found.items[index], categories, score=PICTURE_SCORE),
+            lambda index, _: found_objects(metric.found.items[index].above(PICTURE_SCORE), categories),
         )
 
     def _draw(self, path: Path, indices: list[int], objects: Callable[[int, AnnotatedImage], Any]) -> None:

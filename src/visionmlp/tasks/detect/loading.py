@@ -1,30 +1,33 @@
 """Detectors from checkpoints, with what their labels mean."""
 
+import torch
+
 from visionmlp.errors import CheckpointError, InvalidConfig
+from visionmlp.measure.timing import open_device
 from visionmlp.models.dense_network import DenseInfo, load_dense
 from visionmlp.models.detector import Detector
 from visionmlp.tasks.detect.annotations import Categories
-from visionmlp.tasks.options import ServedOptions
+from visionmlp.tasks.detect.definition import DetectorOptions
 
 
-def load_detector(options: ServedOptions) -> tuple[Detector, DenseInfo]:
-    """The detector of a run folder or a checkpoint, in evaluation mode.
+def load_detector(options: DetectorOptions) -> tuple[Detector, DenseInfo]:
+    """The detector of a run folder or a checkpoint, in evaluation mode, on the device.
 
     Raises:
-        InvalidConfig: for options that are about classifiers.
-        VisionMLPError: if there is none.
+        InvalidConfig: for a number that breaks its rule.
+        VisionMLPError: if there is none, or the device cannot be used.
     """
-    for name in ("checkpoint", "checkpoint_prefix", "pretrained"):
-        if getattr(options, name):
-            raise InvalidConfig(
-                f"--{name.replace('_', '-')} is for backbones; a detector is a run folder or a checkpoint file"
-            )
-    if options.runtime not in (None, "torch"):
-        raise InvalidConfig(f"detectors run in torch, not in {options.runtime}; leave out --runtime")
+    if options.batch_size < 1:
+        raise InvalidConfig(f"batch-size must be at least 1, got {options.batch_size}")
+    if options.threads is not None:
+        if options.threads < 1:
+            raise InvalidConfig(f"threads must be at least 1, got {options.threads}")
+        torch.set_num_threads(options.threads)
+    device = open_device(options.device)
     network, info = load_dense(options.model)
     if not isinstance(network, Detector):
         raise CheckpointError(f"{options.model} holds a network for {info.task}, not for detect")
-    return network, info
+    return network.to(device), info
 
 
 def categories_of(info: DenseInfo) -> Categories:
@@ -36,3 +39,10 @@ def categories_of(info: DenseInfo) -> Categories:
     if not fits or not all(type(one) is int for one in ids):
         raise CheckpointError(f"{info.source} has {count} classes, but other names or category ids")
     return Categories(names=tuple(names), ids=tuple(ids))
+
+
+def exif_orientation_of(info: DenseInfo, options: DetectorOptions) -> bool:
+    """Whether images may be turned as their EXIF says."""
+    if options.exif_orientation is not None:
+        return options.exif_orientation == "apply"
+    return bool(info.preprocessing.get("exif_orientation", True))

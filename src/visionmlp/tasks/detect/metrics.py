@@ -50,6 +50,12 @@ class Detections:
     def __len__(self) -> int:
         return len(self.scores)
 
+    def above(self, score: float) -> "Detections":
+        """Those of at least a score."""
+        kept = np.flatnonzero(self.scores >= score)
+        masks = None if self.masks is None else [self.masks[place] for place in kept]
+        return Detections(self.boxes[kept], self.labels[kept], self.scores[kept], masks)
+
     def records(self, image: Any, categories: Sequence[int]) -> list[dict[str, Any]]:
         """Entries of COCO's results file, with masks where there are some.
 

@@ -1,11 +1,9 @@
 """Objects in images: files, folders, or bytes on standard input."""
 
+import contextlib
+import csv
 import dataclasses
-import io
 import itertools
-import re
-import sys
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,19 +11,18 @@ from typing import Any
 import torch
 from PIL import Image
 
-from visionmlp.data.decode import decode, reason
-from visionmlp.data.inputs import STDIN, find_images, why_no_images
-from visionmlp.errors import InvalidConfig, UnreadableImage
-from visionmlp.files import OutputError
-from visionmlp.measure.timing import open_device
+from visionmlp.data.inputs import STDIN, find_images, open_image
+from visionmlp.errors import InvalidConfig
+from visionmlp.files import OutputError, beside, writing
 from visionmlp.models.detector import Detector
 from visionmlp.tasks.detect.annotations import Categories
 from visionmlp.tasks.detect.definition import DetectPredictOptions
 from visionmlp.tasks.detect.drawing import drawn, found_objects, save_picture
-from visionmlp.tasks.detect.loading import categories_of, load_detector
+from visionmlp.tasks.detect.loading import categories_of, exif_orientation_of, load_detector
 from visionmlp.tasks.detect.metrics import Detections
-from visionmlp.tasks.detect.run import mode_of
-from visionmlp.tasks.detect.samples import to_tensor
+from visionmlp.tasks.detect.samples import mode_of, to_tensor
+
+_SIDES = ("left", "top", "right", "bottom")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,6 +43,8 @@ class Objects:
 
     image: str
     objects: list[Found] = dataclasses.field(default_factory=list)
+    picture: str | None = None
+    """File with the objects drawn in."""
     error: str | None = None
 
     def lines(self) -> list[str]:
@@ -63,13 +62,13 @@ class Objects:
                 "image": self.image,
                 "label": one.label,
                 "score": one.score,
-                **dict(zip(("left", "top", "right", "bottom"), one.box, strict=True)),
+                **dict(zip(_SIDES, one.box, strict=True)),
             }
             for one in self.objects
         ]
 
     def record(self) -> dict[str, Any]:
-        """Name, objects and error."""
+        """Name, objects, picture and error."""
         return dataclasses.asdict(self)
 
 
@@ -78,51 +77,28 @@ def predictions(options: DetectPredictOptions) -> Iterator[Objects]:
 
     Raises:
         InvalidConfig: for a number that breaks its rule.
-        OutputError: if a picture cannot be written, or exists.
+        OutputError: for files that exist, or a folder that cannot be made.
         VisionMLPError: if the model or the device cannot be used.
     """
-    if options.batch_size < 1:
-        raise InvalidConfig(f"batch-size must be at least 1, got {options.batch_size}")
     if not 0 <= options.score <= 1:
         raise InvalidConfig(f"score must be in [0, 1], got {options.score:g}")
-    if options.threads is not None:
-        if options.threads < 1:
-            raise InvalidConfig(f"threads must be at least 1, got {options.threads}")
-        torch.set_num_threads(options.threads)
     detector, info = load_detector(options)
-    detector = detector.to(open_device(options.device))
-    turned = info.preprocessing.get("exif_orientation", True)
-    if options.exif_orientation is not None:
-        turned = options.exif_orientation == "apply"
-    pictures = None if options.pictures is None else _Pictures(options.pictures, force=options.force)
-    categories = categories_of(info)
+    turned, categories = exif_orientation_of(info, options), categories_of(info)
     names = find_images(options.inputs)
-    while chunk := list(itertools.islice(names, options.batch_size)):
-        images = [_read(name, detector, exif_orientation=turned) for name in chunk]
-        found = iter(_found(detector, [image for image in images if isinstance(image, Image.Image)]))
-        for name, image in zip(chunk, images, strict=True):
-            if isinstance(image, str):
-                yield Objects(image=name, error=image)
-                continue
-            detections = next(found)
-            if pictures is not None:
-                pictures.save(name, drawn(image, found_objects(detections, categories, score=options.score)))
-            yield Objects(image=name, objects=_objects(detections, categories, options.score))
-
-
-def _read(name: str, detector: Detector, *, exif_orientation: bool) -> Image.Image | str:
-    """The image, or why it cannot be read."""
-    if Path(name).is_dir():
-        return why_no_images(name)
-    notes: list[str] = []
-    try:
-        file = io.BytesIO(sys.stdin.buffer.read()) if name == STDIN else Path(name)
-        image = decode(file, mode_of(detector), warn=notes.append, exif_orientation=exif_orientation)
-    except (UnreadableImage, MemoryError) as error:
-        return reason(error)
-    for note in notes:
-        warnings.warn(f"{name}: {note}", stacklevel=2)
-    return image
+    with contextlib.ExitStack() as stack:
+        files = None
+        if options.output is not None:
+            files = stack.enter_context(_files(options.output, categories, force=options.force))
+        while chunk := list(itertools.islice(names, options.batch_size)):
+            images = [open_image(name, mode_of(detector.backbone.in_chans), exif_orientation=turned) for name in chunk]
+            found = iter(_found(detector, [image for image in images if isinstance(image, Image.Image)]))
+            for name, image in zip(chunk, images, strict=True):
+                if isinstance(image, str):
+                    yield Objects(image=name, error=image)
+                    continue
+                detections = next(found).above(options.score)
+                answer = Objects(image=name, objects=_objects(detections, categories))
+                yield answer if files is None else files.write(answer, image, detections)
 
 
 @torch.inference_mode()
@@ -134,37 +110,53 @@ def _found(detector: Detector, images: list[Image.Image]) -> list[Detections]:
     return [Detections.of(result) for result in results]  # type: ignore[arg-type] (losses in training mode only)
 
 
-def _objects(detections: Detections, categories: Categories, score: float) -> list[Found]:
+def _objects(detections: Detections, categories: Categories) -> list[Found]:
     records = detections.records(None, range(1, len(categories.names) + 1))
     return [
         Found(
             label=categories.names[record["category_id"] - 1],
             score=record["score"],
-            box=tuple(detections.boxes[place].tolist()),
+            box=tuple(box),
             mask=record.get("segmentation"),
         )
-        for place, record in enumerate(records)
-        if record["score"] >= score
+        for record, box in zip(records, detections.boxes.tolist(), strict=True)
     ]
 
 
-class _Pictures:
-    """A folder of pictures, named as the images are; two of the same name get numbers."""
+@contextlib.contextmanager
+def _files(folder: Path, categories: Categories, *, force: bool) -> Iterator["_Files"]:
+    """Pictures, which are there one by one, and a table, which is there when all are."""
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder} is a file; --output takes a folder")
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    # names of files need not be UTF-8, and come out as they are on the disk
+    with (
+        beside(folder / "objects.csv", force=force) as partial,
+        partial.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
+    ):
+        table = csv.DictWriter(file, ["image", "label", "score", *_SIDES], lineterminator="\n")
+        table.writeheader()
+        yield _Files(folder, categories, table, force=force)
 
-    def __init__(self, folder: Path, *, force: bool) -> None:
-        self.folder, self.force = folder, force
-        self.names: set[str] = set()
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"cannot write {folder}: {error.strerror}") from error
 
-    def save(self, image: str, picture: Image.Image) -> None:
-        stem = "stdin" if image == STDIN else re.sub(r"[^\w.-]", "_", Path(image).stem)
-        numbered = itertools.chain([stem], (f"{stem}_{number}" for number in itertools.count(2)))
-        name = next(name for name in numbered if name not in self.names)
-        self.names.add(name)
-        path = self.folder / f"{name}.png"
+class _Files:
+    def __init__(self, folder: Path, categories: Categories, table: "csv.DictWriter[str]", *, force: bool) -> None:
+        self.folder, self.categories, self.table, self.force = folder, categories, table, force
+        self.used: set[str] = set()
+
+    def write(self, answer: Objects, image: Image.Image, detections: Detections) -> Objects:
+        """The answer with its picture; images of the same name get numbers."""
+        own = "stdin" if answer.image == STDIN else Path(answer.image).stem
+        stem = next(name for number in itertools.count(1) if (name := _numbered(own, number)) not in self.used)
+        self.used.add(stem)
+        path = self.folder / f"{stem}.png"
         if path.exists() and not self.force:
-            raise OutputError(f"{path} exists; give another --pictures, or --force to replace it")
-        save_picture(picture, path)
+            raise OutputError(f"{path} exists; give another --output, or --force to replace it")
+        save_picture(drawn(image, found_objects(detections, self.categories)), path)
+        self.table.writerows(answer.rows())
+        return dataclasses.replace(answer, picture=str(path))
+
+
+def _numbered(name: str, number: int) -> str:
+    return name if number == 1 else f"{name}-{number}"

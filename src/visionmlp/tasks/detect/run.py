@@ -181,8 +181,4 @@ def _train(fabric: "Fabric", config: DetectConfig, resume: bool) -> TrainResult:
 
 def saved_of(config: DetectConfig, categories: Categories) -> dict[str, Any]:
     """What a checkpoint keeps beside names and weights; the network itself normalises and resizes."""
-    return {
-        "category_ids": list(categories.ids),
-        "exif_orientation": config.exif_orientation,
-        "max_detections": config.max_detections,
-    }
+    return {"category_ids": list(categories.ids), "exif_orientation": config.exif_orientation}
