@@ -1,7 +1,7 @@
 """Detectors on COCO as the papers trained them. A quoted result is the source's; none was trained to its end here.
 
-All start from ImageNet weights, and take COCO's own folder: ``annotations/instances_train2017.json``, ``train2017/`` and
-the same of ``val2017``. Hire-MLP's detectors (51.7 box and 44.8 mask AP in its abstract) came without settings.
+All start from ImageNet weights, and take COCO's own folder: ``annotations/instances_train2017.json``, ``train2017/``
+and the same of ``val2017``. Hire-MLP's detectors (51.7 box and 44.8 mask AP in its abstract) came without settings.
 """
 
 from pathlib import Path
@@ -37,8 +37,8 @@ def asmlp_mask_rcnn_3x(*, data: str, output: Path, checkpoint: Path, model: str 
     --output runs/mask``
     Expected: box and mask AP 46.0 and 41.5 (t), 47.8 and 42.9 (s): paper.
     Cost: 36 epochs of 117,266 images, two on each of 8 GPUs; time not stated.
-    Source: as `asmlp_mask_rcnn_1x`, with falls behind epochs 27 and 33. The authors' 3x file for ``s`` builds shifts of 3
-    in place of 5 pixels by mistake; here they are the model's.
+    Source: as `asmlp_mask_rcnn_1x`, with falls behind epochs 27 and 33. The authors' 3x file for ``s`` builds shifts of
+    3 in place of 5 pixels by mistake; here they are the model's.
     """
     return _asmlp(model, checkpoint, data, output, head="mask_rcnn", epochs=36, drop_path=0.2)
 
@@ -50,8 +50,8 @@ def asmlp_cascade_1x(*, data: str, output: Path, checkpoint: Path, model: str = 
     --output runs/cascade``
     Expected: box AP 50.5 (s): README of their code, whose file for it has the depths of ``t``.
     Cost: 12 epochs of 117,266 images, two on each of 8 GPUs; time not stated.
-    Source: as `asmlp_mask_rcnn_1x`, with drop-path 0.1 (b: 0.2) and Swin's heads: four convolutions and one linear layer,
-    boxes of each class, generalised IoU. The base file of their configurations is missing; this is Swin's.
+    Source: as `asmlp_mask_rcnn_1x`, with drop-path 0.1 (b: 0.2) and Swin's heads: four convolutions and one linear
+    layer, boxes of each class, generalised IoU. The base file of their configurations is missing; this is Swin's.
     """
     drop_path = 0.2 if model.startswith("asmlp_b") else 0.1
     return _asmlp(model, checkpoint, data, output, head="cascade_mask_rcnn", epochs=12, drop_path=drop_path)
