@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from visionmlp.models.checkpoint import load_checkpoint, load_model, save_checkpoint
     from visionmlp.models.dense import dense_features
     from visionmlp.models.dense_network import load_dense, save_dense
+    from visionmlp.models.detector import create_detector
     from visionmlp.models.freezing import freeze
     from visionmlp.models.locality import add_locality
     from visionmlp.models.official import load_official, save_official
@@ -26,6 +27,7 @@ __all__ = [
     "Fusible",
     "VisionMLPError",
     "add_locality",
+    "create_detector",
     "create_model",
     "create_segmenter",
     "dense_features",
@@ -58,6 +60,7 @@ __getattr__, __dir__ = lazy_names(
         "dense_features": "visionmlp.models.dense",
         "load_dense": "visionmlp.models.dense_network",
         "save_dense": "visionmlp.models.dense_network",
+        "create_detector": "visionmlp.models.detector",
         "freeze": "visionmlp.models.freezing",
         "add_locality": "visionmlp.models.locality",
         "load_official": "visionmlp.models.official",

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
 
 from visionmlp.errors import DataError, InvalidConfig
@@ -21,8 +21,8 @@ from visionmlp.heads.fpn import FPN
 from visionmlp.models.backbone import Backbone
 from visionmlp.models.config import size_text
 from visionmlp.models.dense import PYRAMID_STRIDES, DenseFeatures, dense_features
-from visionmlp.models.dense_network import DenseNetwork
-from visionmlp.models.registry import create_model
+from visionmlp.models.dense_network import DenseNetwork, dense_backbone
+from visionmlp.models.mmdet_layout import mmdet_name
 
 _UNIT = 32
 """Pixels: batches are padded to multiples of it."""
@@ -69,7 +69,9 @@ class Detector(DenseNetwork):
         """Whether it is trained on masks and finds them."""
         return isinstance(self.head, RCNN) and len(self.head.mask_stages) > 0
 
-    def forward(self, images: Sequence[Tensor], targets: Sequence[Mapping[str, Tensor]] | None = None) -> Any:
+    def forward(
+        self, images: Sequence[Tensor], targets: Sequence[Mapping[str, Tensor]] | None = None
+    ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
         """Images to losses, in training mode, or to detections, in evaluation.
 
         Args:
@@ -87,28 +89,41 @@ class Detector(DenseNetwork):
             InvalidConfig: in training mode without targets.
             DataError: for images or targets that cannot be, naming their place.
         """
-        images = list(images)
-        for index, image in enumerate(images):
-            if image.dim() != 3 or image.shape[0] != self.backbone.in_chans or not image.is_floating_point():
-                raise DataError(
-                    f"image {index} must be floating-point ({self.backbone.in_chans}, H, W) with values from 0 to 1, "
-                    f"got {image.dtype} {tuple(image.shape)}"
-                )
-        if not images:
-            raise DataError("a detector needs at least one image")
+        checked = self._checked(images)
         if not self.training:
-            batch, _ = self.transform(images)
-            found, _ = self.head(batch, self.neck(self.levels(batch.tensors)), None)
-            sizes = [(image.shape[1], image.shape[2]) for image in images]
-            return [self._restored(*args) for args in zip(found, batch.image_sizes, sizes, strict=True)]
+            return self._found(checked)
         if targets is None:
             raise InvalidConfig("a detector in training mode needs targets; call detector.eval() for detections")
-        read = checked_targets(targets, images, num_classes=self.num_classes, masks=self.has_masks)
-        batch, read = self.transform(images, read)
+        read = checked_targets(targets, checked, num_classes=self.num_classes, masks=self.has_masks)
+        batch, read = self.transform(checked, read)
         dtype = torch.promote_types(batch.tensors.dtype, torch.float32)
         objects = [objects_of(target, dtype) for target in read]
         _, losses = self.head(batch, self.neck(self.levels(batch.tensors)), objects)
         return losses
+
+    def official_name(self, name: str) -> str | None:
+        """As in mmdet's files, where the background is the last class; None for the pyramid, and for other orders."""
+        if self.settings.background != "last":
+            return name if name.startswith("neck.") else None
+        return mmdet_name(name, staged=self.options["head"] == "cascade_mask_rcnn")
+
+    def _checked(self, images: Sequence[Tensor]) -> list[Tensor]:
+        channels = self.backbone.in_chans
+        if not len(images):
+            raise DataError("a detector needs at least one image")
+        for index, image in enumerate(images):
+            if image.dim() != 3 or image.shape[0] != channels or not image.is_floating_point():
+                raise DataError(
+                    f"image {index} must be floating-point ({channels}, H, W) with values from 0 to 1, "
+                    f"got {image.dtype} {tuple(image.shape)}"
+                )
+        return list(images)
+
+    def _found(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
+        batch, _ = self.transform(images)
+        found, _ = self.head(batch, self.neck(self.levels(batch.tensors)), None)
+        sizes = [(image.shape[1], image.shape[2]) for image in images]
+        return [self._restored(*args) for args in zip(found, batch.image_sizes, sizes, strict=True)]
 
     def _restored(
         self, found: dict[str, Tensor], size: tuple[int, int], original: tuple[int, int]
@@ -133,13 +148,14 @@ def create_detector(
     image_mean: Sequence[float] | None = None,
     image_std: Sequence[float] | None = None,
     fpn_channels: int = 256,
+    img_size: int | tuple[int, int] | None = None,
     tile_overlap: int | None = None,
 ) -> Detector:
     """A network that finds objects, with fresh neck and head.
 
     Args:
-        backbone: its weights are copied; a name is built with fresh ones. A deploy form gives a detector that cannot be
-            saved as its training form.
+        backbone: its weights are copied; a name is built with fresh ones, without classifier and with a norm on each
+            level where the family's authors have one (``feature_norms``).
         head: ``retinanet``, ``faster_rcnn``, ``mask_rcnn`` or ``cascade_mask_rcnn``.
         num_classes: classes of objects, without background.
         definition: whose losses, targets and results: ``mmdet`` (2.11), ``asmlp`` (mmdet, with the Cascade head of
@@ -151,6 +167,7 @@ def create_detector(
         image_mean: of the channels; the backbone's if None.
         image_std: of the channels; the backbone's if None.
         fpn_channels: width of the neck and of the heads' convolutions.
+        img_size: side or height and width that a name is built for; None is its native size.
         tile_overlap: cut images into windows of the size that the model takes, see `dense_features`. Without it a model
             of one size sees images of at most this size, with zeros on the right and at the bottom.
 
@@ -158,9 +175,7 @@ def create_detector(
         UnknownModel: with the nearest names.
         InvalidConfig: for options that cannot work, naming those that can.
     """
-    model = create_model(backbone) if isinstance(backbone, str) else backbone
-    if not isinstance(model, Backbone):
-        raise InvalidConfig(f"create_detector takes a model of visionmlp or its name, got {type(model).__name__}")
+    model = dense_backbone(backbone, img_size=img_size)
     chosen = settings_of(head, definition, settings)
     for name, value in (("num_classes", num_classes), ("fpn_channels", fpn_channels)):
         if not isinstance(value, int) or value < 1:
@@ -218,7 +233,7 @@ def _only_side(model: Backbone) -> int | None:
     height, width = model.config.img_size
     if height != width or height % _UNIT:
         raise InvalidConfig(
-            f"{model.name} takes {size_text((height, width))} only; build it with square images of a multiple of {_UNIT} "
+            f"{model.name} takes {size_text((height, width))} only; build it for squares of a multiple of {_UNIT} "
             "pixels (img_size), or cut images into windows: tile_overlap=0"
         )
     return height

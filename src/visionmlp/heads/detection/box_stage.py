@@ -4,6 +4,7 @@ Sources: Fast R-CNN (arXiv 1504.08083); Cascade R-CNN (arXiv 1712.00726), whose 
 positive and in the scale of encoded boxes.
 """
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -43,7 +44,7 @@ class BoxStage(nn.Module):
             self.convs.extend(ConvNormAct(width, width, 3) for _ in range(_CONVS))
         depth = 1 if settings.box_head == "4conv1fc" else 2
         widths = [width * BOX_BINS**2] + [settings.fc_channels] * depth
-        self.fcs = nn.ModuleList(Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.fcs = nn.ModuleList(Linear(a, b) for a, b in itertools.pairwise(widths))
         self.cls_score = Linear(widths[-1], num_classes + 1)
         self.bbox_pred = Linear(widths[-1], 4 * (1 if settings.class_agnostic else num_classes + self.skipped))
         for layer in self.fcs:

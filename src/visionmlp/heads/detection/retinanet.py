@@ -30,6 +30,8 @@ class RetinaNet(nn.Module):
         settings: see `DetectionSettings`.
     """
 
+    usual_positives: Tensor
+
     def __init__(self, width: int, strides: Sequence[int], num_classes: int, settings: DetectionSettings) -> None:
         super().__init__()
         self.settings = settings

@@ -54,7 +54,7 @@ def _checked(
     bad = torch.where((labels < 1) | (labels > num_classes))[0]
     if len(bad):
         raise DataError(
-            f"{where}: label {int(labels[bad[0]])} of box {int(bad[0])} is not from 1 to {num_classes} (0 is background)"
+            f"{where}: label {int(labels[bad[0]])} of box {int(bad[0])} is not from 1 to {num_classes}; 0 is background"
         )
     kept = {"boxes": boxes, "labels": labels}
     if masks:
