@@ -26,7 +26,7 @@ def mask_module() -> Any:
     return require("faster_coco_eval.core.mask", extra="detection")
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Outline:
     """What an object covers of its image."""
 

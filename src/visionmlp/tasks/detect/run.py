@@ -77,9 +77,10 @@ def open_data(config: DetectConfig) -> tuple[AnnotatedSet, AnnotatedSet]:
                 raise DataError(f"{part.source} has boxes only, but {config.head} learns masks; use faster_rcnn")
         training = training.for_masks()
         training.require_objects()
-    if config.empty_images == "leave_out" and (with_objects := training.with_objects()) != training:
-        left_out = len(training.images) - len(with_objects.images)
-        note(f"{training.source}: left out {left_out} images without objects; --empty-images keep trains on them")
+    if config.empty_images == "leave_out":
+        with_objects = training.with_objects()
+        if left_out := len(training.images) - len(with_objects.images):
+            note(f"{training.source}: left out {left_out} images without objects; --empty-images keep trains on them")
         training = with_objects
     return training.first(config.max_images), evaluation.first(config.max_images)
 
