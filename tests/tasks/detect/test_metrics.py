@@ -21,7 +21,7 @@ from visionmlp.tasks.detect.dataset import open_set
 from visionmlp.tasks.detect.metrics import CocoMetric, Detections
 
 IMAGES = 21
-SIZE = (160, 120)
+SIZE = (240, 200)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     "bbox": [x, y, width, height],
                     "area": 0.8 * width * height,
                     "iscrowd": crowd,
-                    "segmentation": lengths(x, y, width, height) if crowd else [diamond(x, y, width, height)],
+                    "segmentation": lengths(x, y, width, height) if crowd else [slanted(x, y, width, height)],
                 }
             )
     write_coco(folder / "val.json", images, annotations)
@@ -52,7 +52,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def random_box(generator: np.random.Generator) -> tuple[float, float, float, float]:
-    width, height = (float(round(value, 2)) for value in np.exp(generator.uniform(1.5, 4.6, 2)))
+    width, height = (float(round(value, 2)) for value in np.exp(generator.uniform(1.5, 5.1, 2)))
     return (
         round(generator.uniform(0, SIZE[0] - width), 2),
         round(generator.uniform(0, SIZE[1] - height), 2),
@@ -61,8 +61,8 @@ def random_box(generator: np.random.Generator) -> tuple[float, float, float, flo
     )
 
 
-def diamond(x: float, y: float, width: float, height: float) -> list[float]:
-    return [x + width / 2, y, x + width, y + height / 2, x + width / 2, y + height, x, y + height / 2]
+def slanted(x: float, y: float, width: float, height: float) -> list[float]:
+    return [x + width / 8, y, x + width, y, x + width * 7 / 8, y + height, x, y + height]
 
 
 def lengths(x: float, y: float, width: float, height: float) -> dict[str, Any]:
@@ -89,7 +89,9 @@ def found(truth: AnnotatedSet) -> list[Detections]:
         for one in image.instances:
             for _ in range(3 if one.crowd else 1):
                 x, y, width, height = one.box
-                moved = np.array([x, y, x + width, y + height]) + generator.normal(0, 0.05, 4) * [width, height] * 2
+                moved = np.array([x, y, x + width, y + height]) + generator.normal(0, 0.05, 4) * np.tile(
+                    [width, height], 2
+                )
                 boxes.append(np.sort(moved.reshape(2, 2), 0).ravel())
                 labels.append(one.label if generator.random() < 0.9 else 3)
         for _ in range(int(generator.integers(0, 5))):
@@ -139,10 +141,10 @@ def test_equal_to_pycocotools_from_the_files(
             for one in results:
                 one.pop("segmentation" if kind == "bbox" else "bbox")
             evaluation = COCOeval(reference, reference.loadRes(results), kind)
-            evaluation.params.maxDets = [1, 10, most]
+            evaluation.params.maxDets = [most]
             evaluation.evaluate()
             evaluation.accumulate()
-        precision = evaluation.eval["precision"][..., 2]
+        precision = evaluation.eval["precision"][..., 0]
         for name, values in {
             "ap": precision[..., 0],
             "ap50": precision[:1, ..., 0],

@@ -135,7 +135,9 @@ def _instances(
     lost: dict[str, list[ImageId]] = defaultdict(list)
     for place, entry in enumerate(entries):
         one: ImageId = entry.get("id", place)
-        image, category, box = entry.get("image_id"), entry.get("category_id"), entry.get("bbox")
+        image: Any = entry.get("image_id")
+        category: Any = entry.get("category_id")
+        box = entry.get("bbox")
         if category not in labels:
             raise DataError(f"{path}: annotation {one} has category_id {category!r}, which is none of its categories")
         if image not in sizes:

@@ -16,7 +16,7 @@ from visionmlp.engine.metrics import Collected
 from visionmlp.engine.processes import Processes
 from visionmlp.errors import require
 from visionmlp.files import write_beside
-from visionmlp.tasks.detect.annotations import AnnotatedImage, AnnotatedSet, Categories
+from visionmlp.tasks.detect.annotations import AnnotatedImage, AnnotatedSet, Categories, ImageId
 from visionmlp.tasks.detect.outlines import RunLengths, encode
 
 _RANGES = ("all", "small", "medium", "large")
@@ -168,12 +168,14 @@ class CocoMetric:
 
     def _score(self, kind: str) -> ApScores:
         module = require("faster_coco_eval", extra="detection")
-        images = [(index, self.truth.images[index]) for index in sorted(self.found.items)]
+        # ids in the dataset's order, as that decides between equal scores
+        numbers = {index: number for number, index in enumerate(sorted(self.found.items, key=self._place), start=1)}
+        images = [(number, self.truth.images[index]) for index, number in numbers.items()]
         truth = module.COCO(_truth(images, self.truth.categories, masks=kind == "segm"))
         labels = range(1, len(self.truth.categories.names) + 1)
         records = []
-        for index, _ in images:
-            for record in self.found.items[index].records(index + 1, labels):
+        for index, number in numbers.items():
+            for record in self.found.items[index].records(number, labels):
                 record.pop("bbox" if kind == "segm" else "segmentation", None)
                 records.append(record)
         # its loader refuses an empty list
@@ -184,6 +186,11 @@ class CocoMetric:
         evaluation.accumulate()
         # (IoU thresholds, recalls, classes, sizes, numbers of detections)
         return _scores_of(np.asarray(evaluation.eval["precision"])[..., -1])
+
+    def _place(self, index: int) -> tuple[bool, ImageId]:
+        """Numbers before names."""
+        image = self.truth.images[index].id
+        return isinstance(image, str), image
 
 
 def _scores_of(precision: NDArray[np.float64]) -> ApScores:
@@ -211,18 +218,18 @@ def shown(value: float) -> str:
 
 
 def _truth(images: Sequence[tuple[int, AnnotatedImage]], categories: Categories, *, masks: bool) -> dict[str, Any]:
-    """COCO's dataset with our numbers: of images from 1 on, of categories the labels, of annotations from 1 on.
+    """COCO's dataset with our numbers: of images as given, of categories the labels, of annotations from 1 on.
 
     Ids of the files need not be numbers, and an annotation 0 would count as unmatched.
     """
     annotations: list[dict[str, Any]] = []
-    for index, image in images:
+    for number, image in images:
         for one in image.instances:
             if masks and one.outline is None:
                 continue
             annotation = {
                 "id": len(annotations) + 1,
-                "image_id": index + 1,
+                "image_id": number,
                 "category_id": one.label,
                 "bbox": list(one.box),
                 "area": one.area,
@@ -233,7 +240,7 @@ def _truth(images: Sequence[tuple[int, AnnotatedImage]], categories: Categories,
                 annotation["segmentation"] = one.outline.encoded()
             annotations.append(annotation)
     return {
-        "images": [{"id": index + 1, "width": image.size[0], "height": image.size[1]} for index, image in images],
+        "images": [{"id": number, "width": image.size[0], "height": image.size[1]} for number, image in images],
         "categories": [{"id": label, "name": name} for label, name in enumerate(categories.names, start=1)],
         "annotations": annotations,
     }
