@@ -179,7 +179,7 @@ def assert_equal(one: Path, other: Path) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_what_one_process_learns_is_more_than_its_start(folder: Path, case: str) -> None:
     start = load_file(folder / f"{CASES[case]['model']}.safetensors")
-    prefix = {"detect": "levels.model."}.get(case, "")
+    prefix = {"detect": "levels.net.model."}.get(case, "")
     end = load_file(folder / f"{case} one/model.safetensors")
     end = {name.removeprefix(prefix): value for name, value in end.items() if name in start or prefix in name}
     moved = [name for name in end if end[name].shape == start[name].shape and not close(end[name], start[name], 1e-6)]
