@@ -156,10 +156,16 @@ def test_predict_reads_standard_input(
     assert "%" in capsys.readouterr().out
 
 
+@pytest.fixture
+def _no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("visionmlp.tasks.detect.run.write_report", lambda _folder: None)
+
+
 def states(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(max((folder / "checkpoints").glob("*.safetensors")))
 
 
+@pytest.mark.usefixtures("_no_report")
 @pytest.mark.filterwarnings("ignore::visionmlp.errors.Note")
 def test_a_run_that_was_killed_ends_bit_equal(
     run: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -177,7 +183,7 @@ def test_a_run_that_was_killed_ends_bit_equal(
     monkeypatch.setattr(_Loop, "update", stop_after_five)
     with pytest.raises(RuntimeError, match="killed"):
         train(stopped)
-    monkeypatch.undo()
+    monkeypatch.setattr(_Loop, "update", update)
     train(stopped, resume=True)
     first, second = states(run), states(stopped.output)
     assert all(torch.equal(value, second[name]) for name, value in first.items())
@@ -185,6 +191,7 @@ def test_a_run_that_was_killed_ends_bit_equal(
         assert (run / name).read_text() == (stopped.output / name).read_text()
 
 
+@pytest.mark.usefixtures("_no_report")
 @pytest.mark.filterwarnings("ignore::visionmlp.errors.Note")
 def test_images_without_objects_in_bfloat16(data: Path, tmp_path: Path) -> None:
     config = config_for(
