@@ -40,6 +40,8 @@ OTHERS: dict[str, dict[str, object]] = {
         "reduction": 2,
         "ffn_ratio": 2,
         "window_order": "authors",
+        "embed_kernel": 3,
+        "embed_depthwise": 3,
     },
     "resmlp_test": {
         "patch_size": 4,

@@ -139,7 +139,9 @@ def test_metadata_is_the_same_as_text() -> None:
     model, info = load_model("resmlp_test", depth=1)
     info = dataclasses.replace(info, class_names=[str(i) for i in range(10)])
     for batch, sides in (("dynamic", None), (3, Sides(step=32, least=64))):
-        metadata = metadata_of(model, info, dtype="bf16", batch=batch, sides=sides, form="deploy")
+        metadata = metadata_of(
+            model, info, dtype="bf16", batch=batch, sides=sides, size=model.config.img_size, form="deploy"
+        )
         read = ExportMetadata.from_text(metadata.to_text(), Path("x"))
         assert dataclasses.replace(read, preprocessing=metadata.preprocessing) == metadata
         assert list(read.preprocessing["mean"]) == list(metadata.preprocessing["mean"])

@@ -29,7 +29,7 @@ MODEL, INFO = load_model("resmlp_test", depth=1)
 
 @pytest.fixture(scope="module")
 def metadata() -> ExportMetadata:
-    return metadata_of(MODEL, INFO, dtype="float32", batch=2, sides=None, form="training")
+    return metadata_of(MODEL, INFO, dtype="float32", batch=2, sides=None, size=MODEL.config.img_size, form="training")
 
 
 @pytest.fixture(scope="module")

@@ -185,7 +185,7 @@ def test_moving_average_options() -> None:
         ({"momentum": -0.1}, "momentum must be in"),
         ({"seed": -1}, "seed must be in"),
         ({"seed": 2**63}, r"seed must be in \[0, 2\*\*63\), got 9223372036854775808"),
-        ({"schedule": "cosin"}, "schedule must be one of cosine, linear, step, constant, got 'cosin'"),
+        ({"schedule": "cosin"}, "schedule must be one of cosine, linear, poly, step, constant, got 'cosin'"),
         ({"precision": "16"}, "precision must be one of 32-true"),
         ({"layer_decay": 0.0}, r"layer_decay must be in \(0, 1\], got 0.0"),
         ({"clip_grad": 0.0}, "clip_grad must be positive"),
@@ -214,3 +214,53 @@ def test_a_configuration_survives_yaml() -> None:
             TrainingConfig.from_plain({**plain, name: value})
     with pytest.raises(InvalidConfig, match="option 'output' is missing"):
         TrainingConfig.from_plain({"lr": 0.1})
+
+
+def test_poly_and_mmcvs_warm_up() -> None:
+    """mmcv's lr_updater: the schedule runs over all steps, and the warm-up is a factor of it."""
+    poly = [0.05 + 0.95 * (1 - step / 40) ** 0.9 for step in range(40)]
+    assert rates(schedule="poly", power=0.9, min_lr=0.05) == pytest.approx(poly)
+    assert rates(schedule="poly", power=1.0) == pytest.approx([1 - step / 40 for step in range(40)])
+    factors = [1 - (1 - step / 6) * (1 - 1e-6) for step in range(6)] + [1.0] * 34
+    expected = [rate * factor for rate, factor in zip(poly, factors, strict=True)]
+    warm: dict[str, Any] = {"warmup_steps": 6, "warmup_ratio": 1e-6}
+    assert rates(schedule="poly", power=0.9, min_lr=0.05, **warm) == pytest.approx(expected)
+    cosine = [(1 + math.cos(math.pi * step / 40)) / 2 for step in range(40)]
+    expected = [rate * factor for rate, factor in zip(cosine, factors, strict=True)]
+    assert rates(schedule="cosine", **warm) == pytest.approx(expected)
+    # in steps, behind which the schedule begins
+    expected = [step / 6 for step in range(6)] + [(1 - step / 34) ** 2 for step in range(34)]
+    assert rates(schedule="poly", power=2.0, warmup_steps=6, warmup_lr=0.0) == pytest.approx(expected)
+
+
+def test_a_factor_leaves_the_groups_apart() -> None:
+    config = config_for(Path("run"), lr=1.0, schedule="poly", power=1.0, warmup_steps=4, warmup_ratio=0.0)
+    parameters = [nn.Parameter(torch.zeros(1)) for _ in range(2)]
+    groups = [{"params": [one], "lr_scale": scale} for one, scale in zip(parameters, (1.0, 0.5), strict=True)]
+    optimizer = optimizer_of_groups(groups, config)
+    schedule = create_schedule(optimizer, config, steps=8, steps_per_epoch=4)
+    schedule.step_update(2)
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.75 * 0.5, 0.75 * 0.25])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"power": 0.0}, "power must be positive"),
+        ({"warmup_steps": -1}, "warmup_steps must not be negative"),
+        ({"warmup_steps": 3, "warmup_epochs": 1.0}, "say the same; leave out one of them"),
+        ({"warmup_steps": 3, "max_steps": 3}, "warmup_steps 3 must be less than max_steps 3"),
+        ({"warmup_ratio": 0.1, "warmup_epochs": 0.0}, "warmup_ratio needs a warm-up"),
+        ({"warmup_ratio": 2.0, "warmup_steps": 2}, r"warmup_ratio must be in \[0, 1\]"),
+        ({"eval_steps": 0}, "eval_steps must be at least 1"),
+    ],
+)
+def test_rules_of_steps(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidConfig, match=message):
+        config_for(Path("run"), **options)
+
+
+def test_a_warm_up_in_steps_is_shorter_than_the_run() -> None:
+    config = config_for(Path("run"), warmup_steps=10)
+    with pytest.raises(InvalidConfig, match="warmup_steps is 10 steps, but the run has 8"):
+        create_schedule(create_optimizer(toy_model(), config), config, steps=8, steps_per_epoch=4)

@@ -121,6 +121,9 @@ def test_repmlpnet_initialisation_is_pytorchs():
         ("repmlpnet_test", {"kernel_sizes": (4,)}, "odd and positive"),
         ("repmlpnet_test", {"reduction": 3}, "reduction 3 does not divide 8"),
         ("repmlpnet_test", {"window_order": "random"}, "'paper' or 'authors'"),
+        ("repmlpnet_test", {"embed_kernel": 4}, "2, or odd from 3 on, to halve the map, got 4"),
+        ("repmlpnet_test", {"embed_kernel": 1}, "2, or odd from 3 on, to halve the map, got 1"),
+        ("repmlpnet_test", {"embed_depthwise": 2}, "embed_depthwise must be odd to keep the map, got 2"),
         ("repmlpnet_test", {"num_classes": -1}, "num_classes must be at least 0"),
     ],
 )

@@ -9,11 +9,13 @@ import pytest
 import yaml
 from PIL import Image
 
+from tests.tasks.segment.trees import camvid_tree
 from visionmlp.cli import main
 from visionmlp.errors import InvalidConfig
 from visionmlp.recipes import RECIPES, ClassifyConfig, scaled
 from visionmlp.recipes.register import config_class, defaults_of
-from visionmlp.tasks.building import build_backbone
+from visionmlp.tasks.building import build_backbone, build_dense_backbone
+from visionmlp.tasks.segment.config import SegmentConfig
 
 DETECTORS = [name for name in RECIPES if config_class(name).task == "detect"]
 FROM_WEIGHTS = [
@@ -24,6 +26,7 @@ FROM_WEIGHTS = [
     "resmlp_resolution",
     *DETECTORS,
 ]
+SEGMENTATION = [name for name in RECIPES if config_class(name).task == "segment"]
 # what a scale may change; everything else is the recipe's
 SCALED = {
     "model",
@@ -60,6 +63,15 @@ SCALED = {
     "decay_milestones",
     "fpn_channels",
     "pictures",
+    "max_steps",
+    "warmup_steps",
+    "eval_steps",
+    "crop_size",
+    "resize",
+    "out_indices",
+    "head_channels",
+    "auxiliary_channels",
+    "neck_channels",
 }
 
 
@@ -75,6 +87,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 pixels = generator.integers(60 * level, 60 * level + 100, (40, 36, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(root / split / f"level{level}" / f"{number}.png")
         annotate(root, split)
+    camvid_tree(root / "masked", train=18, val=18)
     return root
 
 
@@ -97,7 +110,7 @@ def test_every_recipe_runs_end_to_end(name: str, images: Path, tmp_path: Path, c
     run = tmp_path / "run"
     words = ["train", "--recipe", name, "--scale", "smoke", "--output", str(run)]
     if name != "digits":
-        words += ["--data", str(images)]
+        words += ["--data", str(images / "masked" if name in SEGMENTATION else images)]
     assert main(words) == 0, capsys.readouterr().err
     assert {"model.safetensors", "metrics.csv", "report.html"} <= {path.name for path in run.iterdir()}
     config = yaml.safe_load((run / "config.yaml").read_text())
@@ -106,7 +119,7 @@ def test_every_recipe_runs_end_to_end(name: str, images: Path, tmp_path: Path, c
     assert (data["training"]["images"], data["evaluation"]["images"]) == (16, 16)
     if name in DETECTORS:
         assert data["training"]["objects_per_class"] == [8, 8]
-    elif name != "digits":
+    elif name not in ("digits", *SEGMENTATION):
         assert data["training"]["images_per_class"] == [6, 5, 5]
 
 
@@ -116,7 +129,7 @@ def test_only_sizes_change(name: str, scale: Any) -> None:
     full, part = defaults_of(name).config.to_plain(), defaults_of(name, scale=scale).config.to_plain()
     changed = {field for field, value in full.items() if value != part[field]}
     assert changed <= SCALED
-    assert part["max_images"] is not None
+    assert part["max_images"] is not None or (name in SEGMENTATION and scale == "small")
     factor = part["batch_size"] / full["batch_size"]
     for rate in ("lr", "warmup_lr", "min_lr"):
         assert part[rate] == pytest.approx(full[rate] * factor)
@@ -130,7 +143,7 @@ def test_full_is_the_recipe(name: str) -> None:
     assert scaled(config, "full") is config
 
 
-@pytest.mark.parametrize("name", [name for name in RECIPES if name not in FROM_WEIGHTS])
+@pytest.mark.parametrize("name", [name for name in RECIPES if name not in (*FROM_WEIGHTS, *SEGMENTATION)])
 def test_small_models_are_small(name: str) -> None:
     config = defaults_of(name, scale="small").config
     assert config.img_size is not None
@@ -147,6 +160,24 @@ def test_small_keeps_what_the_weights_are_for(name: str) -> None:
     assert small.img_size == full.img_size or (full.img_size is None and small.img_size == 224)
     smoke = defaults_of(name, scale="smoke").config
     assert (smoke.pretrained, smoke.checkpoint) == (False, None)
+
+
+@pytest.mark.parametrize("name", SEGMENTATION)
+def test_small_segmentation_is_a_part_of_the_full_run(name: str) -> None:
+    full, small = defaults_of(name).config, defaults_of(name, scale="small").config
+    assert isinstance(full, SegmentConfig)
+    assert isinstance(small, SegmentConfig)
+    assert (small.pretrained, small.checkpoint) == (False, None)
+    assert 1e5 < sum(weight.numel() for weight in build_dense_backbone(small).parameters()) < 3e6
+    assert full.max_steps is not None
+    assert small.max_steps == full.max_steps / 40
+    if full.crop_size is not None:
+        assert full.resize is not None
+        assert small.crop_size is not None
+        assert small.resize is not None
+        assert min(small.crop_size) == 128
+        assert small.resize[1] / small.crop_size[0] == full.resize[1] / full.crop_size[0]
+    assert small.model_args.get("embed_kernel") == full.model_args.get("embed_kernel")
 
 
 def test_what_makes_a_recipe_stays_in_its_model() -> None:

@@ -13,3 +13,4 @@ import visionmlp.tasks.classify.run
 import visionmlp.tasks.detect.run
 import visionmlp.tasks.dino.run
 import visionmlp.tasks.moco.run
+import visionmlp.tasks.segment.run

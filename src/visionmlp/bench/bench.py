@@ -13,7 +13,7 @@ import torch
 from rich.table import Table
 from rich.text import Text
 
-from visionmlp.bench.contenders import Comparison, Contender, Form, gather
+from visionmlp.bench.contenders import Comparison, Contender, Form, Head, gather
 from visionmlp.bench.runners import Dtype, Entry, Prepared, Runners, Runtime, Task, check_runtimes
 from visionmlp.errors import InvalidConfig, MissingExtra, VisionMLPError
 from visionmlp.measure.catalog import count_params, count_text
@@ -33,6 +33,8 @@ class Measurement:
 
     model: str
     family: str
+    head: str = "classifier"
+    """See `visionmlp.bench.contenders.Head`."""
     form: str
     """training, deploy, timm for timm's model of the same architecture, or peer."""
     task: Task
@@ -92,6 +94,7 @@ def bench(
     input_sizes: Sequence[int] = (),
     dtypes: Sequence[Dtype] = ("float32",),
     forms: Sequence[Form] = ("training", "deploy"),
+    heads: Sequence[Head] = ("classifier",),
     runtimes: Sequence[Runtime] = ("eager",),
     training: bool = False,
     compare: Sequence[Comparison] = (),
@@ -112,6 +115,7 @@ def bench(
         dtypes: of weights and images, whatever a checkpoint holds. int8 is calibrated on random images: good for
             speed, not for accuracy.
         forms: which forms of each model; a deploy checkpoint has no training form.
+        heads: on each backbone, see `visionmlp.bench.contenders.Head`.
         runtimes: plain PyTorch, packed weights (deploy forms on the CPU), ``torch.compile`` (fixed shapes, weights
             frozen for inference), CUDA graphs of plain PyTorch, or the exported graph in ONNX Runtime, OpenVINO or as
             machine code (AOTInductor).
@@ -132,7 +136,9 @@ def bench(
     check_options(batch_sizes, input_sizes, seconds, threads)
     place = open_device(device)
     check_runtimes(runtimes, dtypes, place)
-    contenders, refused = gather(models, forms=forms, sides=input_sizes or (None,), compare=compare)
+    contenders, refused = gather(models, forms=forms, sides=input_sizes or (None,), compare=compare, heads=heads)
+    if training and any(contender.head != "classifier" for contender in contenders):
+        raise InvalidConfig("training steps are measured of classifiers; leave training out, or the other heads")
     failures = {name: reason(error) for name, error in refused.items()}
     entries = [
         entry
@@ -239,6 +245,7 @@ def _measurement(entry: Entry, made: Prepared, durations: Sequence[float], gemm:
     return Measurement(
         model=contender.model,
         family=contender.family,
+        head=contender.head,
         form=contender.form,
         task=entry.task,
         runtime=entry.runtime,
@@ -267,6 +274,7 @@ def bench_table(result: Benchmark) -> Table:
     rows = result.measurements
     texts = {
         "model": [row.model for row in rows],
+        "head": [row.head for row in rows],
         "form": [row.form for row in rows],
         "task": [row.task for row in rows],
         "runtime": [row.runtime for row in rows],
@@ -274,6 +282,8 @@ def bench_table(result: Benchmark) -> Table:
         "image": [f"{row.height}x{row.width}" for row in rows],
         "batch": [str(row.batch_size) for row in rows],
     }
+    if set(texts["head"]) == {"classifier"}:
+        del texts["head"]
     shared = {name: values[0] for name, values in texts.items() if len(set(values)) == 1 and name != "model"}
     rates = "; ".join(f"{dtype} {rate}" for dtype, rate in result.gemm.items())
     title = f"{result.machine}\nGEMM {rates}"

@@ -1,20 +1,31 @@
-"""What a benchmark measures: our models in their forms, timm's of the same architecture, and peers of like cost."""
+"""What a benchmark measures: our models in their forms and with their heads, timm's of the same architecture, and peers
+of like cost."""
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from visionmlp.deploy.networks import exportable
 from visionmlp.errors import InvalidConfig, InvalidImageSize, VisionMLPError
 from visionmlp.layers.fusible import is_training_form, reparameterize
 from visionmlp.models.backbone import Backbone
-from visionmlp.models.checkpoint import CheckpointInfo, load_model
+from visionmlp.models.checkpoint import CheckpointInfo, load_model, path_of
+from visionmlp.models.dense import dense_features
+from visionmlp.models.dense_network import DenseInfo, dense_backbone, is_dense, load_dense
 from visionmlp.models.registry import is_model, variant
+from visionmlp.models.segmenter import create_segmenter
 
 Form = Literal["training", "deploy"]
 Comparison = Literal["timm", "peers"]
+Head = Literal["classifier", "levels", "upernet", "semantic_fpn"]
+"""On a backbone; "levels" is none, but its feature levels, as heads for dense prediction take them."""
+
+_CLASSES = 150
+"""Of a segmentation head that no checkpoint brings: ADE20K's."""
 
 TIMM_MODELS = {
     "resmlp_s12": "resmlp_12_224",
@@ -95,6 +106,8 @@ class Contender:
     model: str
     """Name, with the file that it comes from."""
     family: str
+    head: str = "classifier"
+    """See `Head`."""
     form: str
     """training, deploy, timm for timm's model of the same architecture, or peer."""
     module: nn.Module
@@ -106,20 +119,30 @@ class Contender:
 
 
 def model_contenders(
-    reference: str, *, forms: Sequence[Form], side: int | None = None, with_timm: bool = False
+    reference: str,
+    *,
+    forms: Sequence[Form],
+    side: int | None = None,
+    with_timm: bool = False,
+    head: Head = "classifier",
 ) -> list[Contender]:
     """The contenders that a model gives.
 
     Args:
-        reference: name, run folder or checkpoint file.
+        reference: name, run folder or checkpoint file. One of a segmentation network brings its head.
         forms: which forms; a deploy checkpoint has no training form.
         side: height and width of the images; None is the model's own. A model that takes that size as it is does;
-            any other is built for it, its token matrices resized if they come from a file.
+            any other is built for it, its token matrices resized if they come from a file, or with another head than a
+            classifier cuts images into windows without overlap.
         with_timm: also timm's model, where timm has the architecture.
+        head: what stands on the backbone.
 
     Raises:
         VisionMLPError: if it cannot be loaded, or cannot take that size.
     """
+    path = path_of(reference)
+    if head != "classifier" or (path is not None and is_dense(path)):
+        return _dense_contenders(reference, forms=forms, side=side, head=head)
     model, info = load_model(reference)
     if side is not None and not _takes(model, side):
         model, info = load_model(reference, img_size=(side, side))
@@ -140,6 +163,44 @@ def model_contenders(
             input_size=(model.config.in_chans, height, width),
             classes=model.num_classes,
             paper_top1=_paper_top1(reference, (height, width)),
+        )
+        for form, module in modules.items()
+    ]
+
+
+def _dense_contenders(reference: str, *, forms: Sequence[Form], side: int | None, head: Head) -> list[Contender]:
+    path = path_of(reference)
+    if path is not None and is_dense(path):
+        loaded, info = load_dense(path)
+        network, label = exportable(loaded, reference), _label(reference, info)
+        if head not in ("classifier", info.options.get("head")):
+            raise InvalidConfig(f"{reference} has a head, {info.options.get('head')}; leave {head} out")
+        backbone, classes, head = loaded.backbone, network.num_classes, info.options["head"]
+    else:
+        # a name with the norms that the family's dense backbones have
+        backbone = dense_backbone(reference) if is_model(reference) else dense_backbone(load_model(reference)[0])
+        label = backbone.name if is_model(reference) else f"{backbone.name} ({reference})"
+        windows = backbone.input_sizes == "fixed" and side is not None and not _takes(backbone, side)
+        overlap, classes = 0 if windows else None, 0 if head == "levels" else _CLASSES
+        if head == "levels":
+            network = dense_features(backbone, pyramid=False, tile_overlap=overlap)
+        else:
+            network = create_segmenter(backbone, head=head, num_classes=classes, tile_overlap=overlap)  # type: ignore[arg-type]
+    size = (side, side) if side is not None else backbone.config.img_size
+    modules: dict[str, nn.Module] = {}
+    if "training" in forms and is_training_form(network):
+        modules["training"] = network.eval()
+    if "deploy" in forms:
+        modules["deploy"] = reparameterize(network.eval())
+    return [
+        Contender(
+            model=label,
+            family=variant(backbone.name).family,
+            head=head,
+            form=form,
+            module=module,
+            input_size=(backbone.in_chans, *size),
+            classes=classes,
         )
         for form, module in modules.items()
     ]
@@ -171,7 +232,12 @@ def peer_contender(peer: Peer, side: int | None = None) -> Contender:
 
 
 def gather(
-    models: Sequence[str], *, forms: Sequence[Form], sides: Sequence[int | None], compare: Sequence[Comparison]
+    models: Sequence[str],
+    *,
+    forms: Sequence[Form],
+    sides: Sequence[int | None],
+    compare: Sequence[Comparison],
+    heads: Sequence[Head] = ("classifier",),
 ) -> tuple[list[Contender], dict[str, VisionMLPError]]:
     """The contenders of a run, and by model and size what kept the others from it.
 
@@ -182,9 +248,11 @@ def gather(
     contenders: list[Contender] = []
     refused: dict[str, VisionMLPError] = {}
     for side in sides:
-        for reference in models:
+        for reference, head in itertools.product(models, heads):
             try:
-                contenders += model_contenders(reference, forms=forms, side=side, with_timm="timm" in compare)
+                contenders += model_contenders(
+                    reference, forms=forms, side=side, with_timm="timm" in compare, head=head
+                )
             except (InvalidImageSize, InvalidConfig) as error:
                 if side is None:
                     raise
@@ -207,7 +275,7 @@ def _takes(model: Backbone, side: int) -> bool:
     return True
 
 
-def _label(reference: str, info: CheckpointInfo) -> str:
+def _label(reference: str, info: CheckpointInfo | DenseInfo) -> str:
     return info.model if info.model == reference else f"{info.model} ({reference})"
 
 

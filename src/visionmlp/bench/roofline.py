@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from visionmlp.bench.bench import check_options, using_threads
-from visionmlp.bench.contenders import Comparison, Form, gather
+from visionmlp.bench.contenders import Comparison, Form, Head, gather
 from visionmlp.bench.runners import Dtype, Entry, Runners
 from visionmlp.bench.watch import Kind, Operation, Run, operations
 from visionmlp.measure.gemm import COPY_BYTES, GEMM_SIDES, GemmRate, copy_call, gemm_calls, gemm_rate, synchronised
@@ -81,6 +81,7 @@ def profile_models(
     input_sizes: Sequence[int] = (),
     dtypes: Sequence[Dtype] = ("float32",),
     forms: Sequence[Form] = ("training", "deploy"),
+    heads: Sequence[Head] = ("classifier",),
     compare: Sequence[Comparison] = (),
     seconds: float = 2.0,
     threads: int | None = None,
@@ -99,6 +100,7 @@ def profile_models(
         input_sizes: heights and widths; none is each model's own.
         dtypes: float32 or bfloat16.
         forms: which forms of each model.
+        heads: on each backbone, see `visionmlp.bench.contenders.Head`.
         compare: see `visionmlp.bench.bench.bench`.
         seconds: time for each of the calls that take turns.
         threads: CPU threads.
@@ -113,7 +115,7 @@ def profile_models(
     """
     check_options(batch_sizes, input_sizes, seconds, threads)
     place = open_device(device)
-    contenders, refused = gather(models, forms=forms, sides=input_sizes or (None,), compare=compare)
+    contenders, refused = gather(models, forms=forms, sides=input_sizes or (None,), compare=compare, heads=heads)
     for error in refused.values():
         raise error
     with using_threads(threads):
@@ -160,7 +162,7 @@ def _profile(entry: Entry, runners: Runners, *, seconds: float, gemm_sides: Sequ
     contender = entry.contender
     return Profile(
         machine=describe_machine(device),
-        model=contender.model,
+        model=contender.model if contender.head == "classifier" else f"{contender.model} {contender.head}",
         form=contender.form,
         dtype=entry.dtype,
         height=contender.input_size[1],

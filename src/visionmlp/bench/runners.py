@@ -42,7 +42,8 @@ class Entry:
 
     def __str__(self) -> str:
         _, height, width = self.contender.input_size
-        words = (self.contender.model, self.contender.form, self.task, self.runtime, self.dtype)
+        head = () if self.contender.head == "classifier" else (self.contender.head,)
+        words = (self.contender.model, *head, self.contender.form, self.task, self.runtime, self.dtype)
         return f"{' '.join(words)}, {height}x{width}, batch {self.batch_size}"
 
 

@@ -12,19 +12,23 @@ def export(options: ExportOptions) -> int:
     """Write an exported file and print how closely its runtime reproduces the model."""
     if options.batch != "dynamic" and not options.batch.isdecimal():
         raise UsageError(f"--batch takes 'dynamic' or a number, got {options.batch!r}")
+    if len(options.input_size or (1,)) > 2:
+        raise UsageError("--input-size takes a side, or height and width")
 
     from visionmlp.deploy.export import export_model
     from visionmlp.deploy.formats import RUNNERS
+    from visionmlp.deploy.networks import classifier_of, exportable
     from visionmlp.deploy.quantize import calibration_images
     from visionmlp.deploy.session import preprocessing_of
-    from visionmlp.tasks.loading import is_fresh, load
+    from visionmlp.tasks.loading import is_fresh, load_network
 
-    model, info = load(options)
+    network, info = load_network(options)
+    model = exportable(network, info.source)
     calibration = None
     if options.calibration is not None:
         calibration = calibration_images(
             options.calibration,
-            preprocessing_of(model, info),
+            preprocessing_of(*classifier_of(model, info, "calibration")),
             count=options.calibration_images,
             split=options.calibration_split,
             root=options.data_root,
@@ -37,6 +41,7 @@ def export(options: ExportOptions) -> int:
         form=options.form,
         batch="dynamic" if options.batch == "dynamic" else int(options.batch),
         dynamic_size=options.dynamic_size,
+        input_size=_size(options.input_size),
         dtype=options.dtype,
         calibration=calibration,
         opset=options.opset,
@@ -65,6 +70,10 @@ def export(options: ExportOptions) -> int:
     return 0
 
 
+def _size(sides: tuple[int, ...] | None) -> tuple[int, int] | None:
+    return None if sides is None else (sides[0], sides[-1])
+
+
 EXPORT = plain_command(
     "export",
     ExportOptions,
@@ -75,12 +84,14 @@ EXPORT = plain_command(
         "The file appears only if its runtime gives PyTorch's outputs, at batch 1 and 5 for a dynamic batch:\n"
         "within 1e-4 of the largest logit in float32; in bf16 and fp16 four times what PyTorch itself loses\n"
         "to rounding. The same is tried with random weights first, since zero weights would let any graph pass.\n"
-        "Of a model with fresh weights the structure is exported, with random weights."
+        "Of a model with fresh weights the structure is exported, with random weights. A run of --task segment is\n"
+        "exported with its head: logits (B, classes, H, W) at the size of the images."
     ),
     examples=[
         "export runs/digits --output digits.onnx",
         "export resmlp_s12 --output resmlp.xml --batch 8 --dtype bf16",
         "export cyclemlp_b1 --output cyclemlp.pt2 --dynamic-size --form training",
+        "export runs/camvid --output camvid.onnx --input-size 360 480 --batch 1",
         "export runs/imagenette --output int8.xml --dtype int8 --calibration imagenette/",
     ],
 )

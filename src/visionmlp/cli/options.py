@@ -133,6 +133,11 @@ class ExportOptions(ModelOptions):
     dynamic_size: bool = option(
         "a graph for images of many sizes, for AS-MLP, CycleMLP and Hire-MLP; the command says which", False
     )
+    input_size: tuple[int, ...] | None = option(
+        "side, or height and width, of the images that a graph of one size is for; default: what the model, or the "
+        "backbone below its head, is built for",
+        None,
+    )
     dtype: Literal["float32", "bf16", "fp16", "int8"] = option(
         "precision: fp16 and bf16 halve files and weights (in OpenVINO fp16 is of the stored weights, bf16 of the "
         "products); int8 is for OpenVINO and ONNX and needs --calibration",
@@ -162,6 +167,11 @@ class BenchOptions:
     )
     form: tuple[Literal["training", "deploy"], ...] = option(
         "forms to measure; a deploy checkpoint has only the second", ("training", "deploy")
+    )
+    head: tuple[Literal["classifier", "levels", "upernet", "semantic_fpn"], ...] = option(
+        "what stands on the backbone: its classifier, nothing but feature levels, or a segmentation head of 150 "
+        "classes; models of one size then take others in windows",
+        ("classifier",),
     )
     runtime: tuple[
         Literal["eager", "packed", "compile", "cuda-graphs", "onnxruntime", "openvino", "aotinductor"], ...

@@ -26,14 +26,22 @@ from visionmlp.deploy.graphs import (
     openvino_model,
 )
 from visionmlp.deploy.metadata import Dtype, ExportMetadata, metadata_of
+from visionmlp.deploy.networks import (
+    Network,
+    NetworkInfo,
+    backbone_of,
+    chosen_size,
+    classifier_of,
+    load_saved,
+    save_network,
+)
 from visionmlp.deploy.quantize import quantize_onnx, quantize_openvino
 from visionmlp.deploy.runtimes import open_session
 from visionmlp.deploy.session import Call
 from visionmlp.deploy.writing import save_onnx, save_openvino, save_program, whole_output
 from visionmlp.errors import InvalidConfig
 from visionmlp.layers.fusible import is_training_form, reparameterize
-from visionmlp.models.backbone import Backbone
-from visionmlp.models.checkpoint import CheckpointInfo, load_checkpoint, save_checkpoint
+from visionmlp.models.checkpoint import CheckpointInfo
 
 _TORCH_DTYPES: dict[Dtype, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -92,25 +100,28 @@ class ExportReport:
 
 
 def export_model(
-    model: Backbone,
-    info: CheckpointInfo,
+    model: Network,
+    info: NetworkInfo,
     output: Path,
     *,
     format: Format | None = None,
     form: Form = "deploy",
     batch: Batch = "dynamic",
     dynamic_size: bool = False,
+    input_size: tuple[int, int] | None = None,
     dtype: Dtype = "float32",
     calibration: Iterable[np.ndarray] | None = None,
     opset: int | None = None,
     force: bool = False,
 ) -> ExportReport:
-    """Write a model as one file (OpenVINO: two), from ``images`` (B, C, H, W) to ``logits`` (B, classes), both float32.
+    """Write a model as one file (OpenVINO: two), from ``images`` (B, C, H, W) to ``logits``, both float32.
 
-    The file says model, form, dtype, class names, preprocessing and sizes, and appears only after it was run and gave
-    the model's own outputs for random images. The same is done before with random weights, since a wrong graph could
-    hide behind a zero classifier or tiny LayerScales. A model with fresh weights is exported with random ones itself
-    (the model is changed).
+    Logits of a classifier are (B, classes), of a segmentation network (B, classes, H, W).
+
+    The file says task, model, form, dtype, class names, preprocessing and sizes, and appears only after it was run and
+    gave the model's own outputs for random images. The same is done before with random weights, since a wrong graph
+    could hide behind a zero classifier or tiny LayerScales. A model with fresh weights is exported with random ones
+    itself (the model is changed).
 
     Args:
         model: in evaluation mode, on the CPU; taken in float32, whatever its precision.
@@ -122,8 +133,10 @@ def export_model(
         form: re-parameterised or as trained.
         batch: the one batch size that the graph takes, or "dynamic".
         dynamic_size: a graph for all sizes of `dynamic_sides`.
+        input_size: height and width of the images that a graph of one size takes; None is what the model, or its
+            backbone, is built for.
         dtype: "fp16" is half precision throughout, in OpenVINO of the stored weights only; "bf16" likewise, in OpenVINO
-            products in bfloat16 of float32 weights; "int8" needs ``calibration``.
+            products in bfloat16 of float32 weights; "int8" is for classifiers and needs ``calibration``.
         calibration: images (N, C, H, W) float32, preprocessed as for evaluation.
         opset: ONNX operator set; None is PyTorch's choice.
         force: replace an existing file.
@@ -131,21 +144,25 @@ def export_model(
     Raises:
         ExportError: if the outputs differ, the model cannot be exported, or the runtime cannot run it.
         InvalidConfig: for a form that the model does not have, or a combination that no runtime can run.
+        InvalidImageSize: for an input size that the model does not take.
         MissingExtra: if a package is not installed.
         OutputError: if the output exists, has another suffix or cannot be written.
     """
     output = Path(output)
     format = format_of(output, format)
-    check_options(format, batch, dynamic_size, dtype, calibration is not None, opset)
+    check_options(format, batch, dynamic_size, dtype, calibration is not None, opset, input_size=input_size)
+    if dtype == "int8":
+        classifier_of(model, info, "int8")
     if form == "training" and not is_training_form(model):
         raise InvalidConfig(f"{info.source} is in deploy form; its training form cannot be recovered")
     sides = dynamic_sides(model) if dynamic_size else None
+    size = chosen_size(model, input_size)
     fresh = info.source == CheckpointInfo(model=info.model, form=info.form).source
     if fresh:
         _randomise(model)
     if next(model.parameters()).dtype != torch.float32:
         model = copy.deepcopy(model).float()
-    plan = _Plan(info=info, format=format, form=form, batch=batch, sides=sides, dtype=dtype, opset=opset)
+    plan = _Plan(info=info, format=format, form=form, batch=batch, sides=sides, size=size, dtype=dtype, opset=opset)
     companions = [".bin"] if format == "openvino" else []
     with whole_output(output, force=force, suffix=SUFFIXES[format], companions=companions) as staged:
         random_checks: list[Check] = []
@@ -173,15 +190,16 @@ def export_model(
 class _Plan:
     """How a model is written and checked."""
 
-    info: CheckpointInfo
+    info: NetworkInfo
     format: Format
     form: Form
     batch: Batch
     sides: Sides | None
+    size: tuple[int, int]
     dtype: Dtype
     opset: int | None
 
-    def write(self, model: Backbone, path: Path) -> list[Check]:
+    def write(self, model: Network, path: Path) -> list[Check]:
         """Write a model in float32, in ``dtype`` but for int8, and compare the file with it.
 
         Raises:
@@ -192,17 +210,17 @@ class _Plan:
         if self.dtype in _TORCH_DTYPES:
             cast_model = copy.deepcopy(reference).to(_TORCH_DTYPES[self.dtype])
         self._write_file(reference, cast_model, path)
-        call = _opened(path, self.format)
+        call = _opened(path, self.format, reference)
         return [self._check(call, reference, cast_model, images) for images in self._images(model)]
 
-    def quantise(self, model: Backbone, path: Path, calibration: Iterable[np.ndarray]) -> Agreement:
+    def quantise(self, model: Network, path: Path, calibration: Iterable[np.ndarray]) -> Agreement:
         """Replace the file in float32, which is right, by one in int8.
 
         Raises:
             ExportError: if the outputs have nothing to do with each other.
         """
         images = [np.asarray(part, dtype=np.float32) for part in calibration]
-        call = _opened(path, self.format)
+        call = _opened(path, self.format, model)
         exact = np.concatenate([call(part) for part in images])
         with tempfile.TemporaryDirectory(prefix="float.", dir=path.parent, ignore_cleanup_errors=True) as folder:
             # moved, not overwritten: the runtime may still map them
@@ -213,7 +231,7 @@ class _Plan:
             else:
                 graph = quantize_openvino(openvino_model(self._program(self._formed(model))), images)
                 save_openvino(graph, path, self._metadata(model))
-        call = _opened(path, self.format)
+        call = _opened(path, self.format, model)
         agreement = _agreement(exact, np.concatenate([call(part) for part in images]))
         if not agreement.correlation >= INT8_LIMIT:
             raise ExportError(
@@ -222,19 +240,28 @@ class _Plan:
             )
         return agreement
 
-    def _formed(self, model: Backbone) -> Backbone:
-        return cast("Backbone", reparameterize(model)) if self.form == "deploy" else model
+    def _formed(self, model: Network) -> Network:
+        return cast("Network", reparameterize(model)) if self.form == "deploy" else model
 
-    def _program(self, model: Backbone) -> torch.export.ExportedProgram:
-        return export_program(model, example_images(model, self.batch, self.sides), batch=self.batch, sides=self.sides)
+    def _program(self, model: Network) -> torch.export.ExportedProgram:
+        images = example_images(model, self.batch, self.sides, self.size)
+        return export_program(model, images, batch=self.batch, sides=self.sides)
 
-    def _metadata(self, model: Backbone) -> ExportMetadata:
-        return metadata_of(model, self.info, dtype=self.dtype, batch=self.batch, sides=self.sides, form=self.form)
+    def _metadata(self, model: Network) -> ExportMetadata:
+        return metadata_of(
+            model,
+            self.info,
+            dtype=self.dtype,
+            batch=self.batch,
+            sides=self.sides,
+            size=self.size,
+            form=self.form,
+        )
 
-    def _write_file(self, reference: Backbone, cast_model: Backbone, path: Path) -> None:
+    def _write_file(self, reference: Network, cast_model: Network, path: Path) -> None:
         metadata = self._metadata(reference)
         if self.format == "safetensors":
-            save_checkpoint(path, cast_model, class_names=self.info.class_names, preprocessing=metadata.preprocessing)
+            save_network(path, cast_model, self.info, metadata.preprocessing)
         elif self.format == "openvino":
             # it stores and computes in other precisions by itself
             save_openvino(openvino_model(self._program(reference)), path, metadata)
@@ -245,19 +272,19 @@ class _Plan:
         else:
             save_onnx(onnx_program(self._program(cast_model), opset=self.opset), path, metadata)
 
-    def _images(self, model: Backbone) -> Iterator[Tensor]:
+    def _images(self, model: Network) -> Iterator[Tensor]:
         """Random images: of each batch size to check, and of two sizes where that is dynamic."""
         generator = torch.Generator().manual_seed(0)
-        sizes = [model.config.img_size]
+        sizes = [self.size]
         if self.sides is not None:
             step, least = self.sides.step, self.sides.least
             sizes = [(least, least + step), (least + 2 * step, least)]
         batches = CHECKED_BATCHES if self.batch == "dynamic" else (self.batch,)
         for size in sizes:
             for batch in batches:
-                yield torch.randn(batch, model.in_chans, *size, generator=generator)
+                yield torch.randn(batch, backbone_of(model).in_chans, *size, generator=generator)
 
-    def _check(self, call: Call, reference: Backbone, cast_model: Backbone, images: Tensor) -> Check:
+    def _check(self, call: Call, reference: Network, cast_model: Network, images: Tensor) -> Check:
         logits = torch.from_numpy(call(images.numpy()))
         limit = LIMIT
         with torch.inference_mode():
@@ -278,7 +305,7 @@ class _Plan:
         return Check(batch=batch, size=(height, width), error=error, limit=limit)
 
 
-def _randomise(model: Backbone) -> None:
+def _randomise(model: Network) -> None:
     """Random weights and norm statistics, in place, of which float32 is sure."""
     randomise(model)
     with torch.no_grad():
@@ -287,11 +314,11 @@ def _randomise(model: Backbone) -> None:
                 parameter.mul_(DAMPING)
 
 
-def _opened(path: Path, format: Format) -> Call:
-    """What a written file computes."""
+def _opened(path: Path, format: Format, like: Network) -> Call:
+    """What a file that was written of a network computes."""
     if format != "safetensors":
         return open_session(path, runtime="aotinductor" if format == "aotinductor" else None)
-    model, _ = load_checkpoint(path)
+    model = load_saved(path, like)
     dtype = next(model.parameters()).dtype
 
     @torch.inference_mode()

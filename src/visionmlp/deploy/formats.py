@@ -55,7 +55,14 @@ def format_of(output: Path, format: Format | None) -> Format:
 
 
 def check_options(
-    format: Format, batch: Batch, dynamic_size: bool, dtype: Dtype, calibration: bool, opset: int | None
+    format: Format,
+    batch: Batch,
+    dynamic_size: bool,
+    dtype: Dtype,
+    calibration: bool,
+    opset: int | None,
+    *,
+    input_size: tuple[int, int] | None = None,
 ) -> None:
     """Raise InvalidConfig for a combination that no runtime can run."""
     if batch != "dynamic" and batch < 1:
@@ -68,8 +75,10 @@ def check_options(
         )
     if opset is not None and format != "onnx":
         raise InvalidConfig(f"opset is for ONNX; leave it out for {format}")
-    if format == "safetensors" and (batch != "dynamic" or dynamic_size):
-        raise InvalidConfig("a checkpoint takes what the model takes; leave out batch and dynamic size")
+    if format == "safetensors" and (batch != "dynamic" or dynamic_size or input_size):
+        raise InvalidConfig("a checkpoint takes what the model takes; leave out batch, dynamic size and input size")
+    if dynamic_size and input_size:
+        raise InvalidConfig("a graph of dynamic size takes them all; leave out either dynamic size or input size")
     if (dtype == "int8") != calibration:
         raise InvalidConfig(
             "int8 needs calibration images" if dtype == "int8" else f"calibration is for int8; leave it out for {dtype}"

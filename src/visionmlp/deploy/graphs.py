@@ -1,6 +1,7 @@
 """A model as a graph: PyTorch's exported program, and from it ONNX and OpenVINO.
 
-All graphs take ``images`` (B, C, H, W) and give ``logits`` (B, classes), both float32, whatever they compute in.
+All graphs take ``images`` (B, C, H, W) and give ``logits`` (B, classes), or (B, classes, H, W) for segmentation, both
+float32, whatever they compute in.
 """
 
 import contextlib
@@ -15,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from visionmlp.deploy.networks import Network, backbone_of, has_windows
 from visionmlp.errors import InvalidConfig, VisionMLPError, require
-from visionmlp.models.backbone import Backbone
 
 if TYPE_CHECKING:
     import openvino
@@ -52,7 +53,7 @@ class Sides:
         return side >= self.least and side % self.step == 0
 
 
-def dynamic_sides(model: Backbone) -> Sides:
+def dynamic_sides(network: Network) -> Sides:
     """Image sides that one graph of this model can take.
 
     Multiples of the model's step: padding that depends on the rest would be fixed when the graph is made.
@@ -60,28 +61,29 @@ def dynamic_sides(model: Backbone) -> Sides:
     Raises:
         InvalidConfig: for a model that takes one size, and for windows.
     """
+    model = backbone_of(network)
+    if has_windows(network):
+        raise InvalidConfig(
+            f"{model.name} takes larger images in windows, whose number a graph has to know; "
+            "leave out dynamic size and give the input size that it will see"
+        )
     if model.input_sizes == "fixed":
         height, width = model.config.img_size
         raise InvalidConfig(
             f"{model.name} has matrices over all positions and takes {height}x{width} only; leave out dynamic size"
         )
-    if model.input_sizes == "multiples":
-        raise InvalidConfig(
-            f"{model.name} takes larger images in windows, whose number a graph has to know; "
-            "leave out dynamic size and build the model with the img_size that it will see"
-        )
     step = model.size_step
     return Sides(step=step, least=step * -(-max(2 * model.strides[-1], model.least_side) // step))
 
 
-def example_images(model: Backbone, batch: Batch, sides: Sides | None) -> Tensor:
-    """Random images that a graph can be made with."""
-    height, width = model.config.img_size
+def example_images(network: Network, batch: Batch, sides: Sides | None, size: tuple[int, int]) -> Tensor:
+    """Random images that a graph can be made with; of ``size`` unless that is dynamic."""
+    height, width = size
     if sides is not None:
         # all different, and none the smallest: equal or special values would be taken for constants
         rows = max(height, sides.least) // sides.step + 1
         height, width = rows * sides.step, (rows + 1) * sides.step
-    return torch.randn(2 if batch == "dynamic" else batch, model.in_chans, height, width)
+    return torch.randn(2 if batch == "dynamic" else batch, backbone_of(network).in_chans, height, width)
 
 
 def export_program(model: nn.Module, images: Tensor, *, batch: Batch, sides: Sides | None = None) -> ExportedProgram:
@@ -222,7 +224,7 @@ class _Float32Interface(nn.Module):
         self.dtype = dtype
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, classes)."""
+        """(B, C, H, W) to logits."""
         return self.model(images.to(self.dtype)).float()
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from visionmlp.deploy.graphs import Batch, Sides
+from visionmlp.deploy.networks import CLASSIFY, Network, NetworkInfo, backbone_of, kept_preprocessing, task_of
 from visionmlp.errors import CheckpointError
-from visionmlp.models.backbone import Backbone
-from visionmlp.models.checkpoint import CheckpointInfo, default_preprocessing
+from visionmlp.models.checkpoint import CheckpointInfo
 
 RT_INFO_KEY = "visionmlp"
 """Group of an OpenVINO model's ``rt_info`` that holds it."""
@@ -24,8 +24,10 @@ Dtype = Literal["float32", "bf16", "fp16", "int8"]
 class ExportMetadata:
     """What an exported file says about itself."""
 
+    task: str = CLASSIFY
+    """What the logits are for: ``classify`` (B, K) or ``segment`` (B, K, H, W)."""
     model: str
-    """Variant name."""
+    """Variant name of the classifier, or of the backbone."""
     form: Literal["training", "deploy"]
     dtype: Dtype
     num_classes: int
@@ -33,7 +35,7 @@ class ExportMetadata:
     preprocessing: dict[str, Any]
     """See `CheckpointInfo`."""
     input_size: tuple[int, int, int]
-    """(C, H, W) that the model was built for."""
+    """(C, H, W) that the graph takes, or was made with if it takes others too."""
     batch: Batch
     """The one batch size, or "dynamic"."""
     sides: Sides | None
@@ -57,6 +59,7 @@ class ExportMetadata:
             batch, sides = text["batch"], json.loads(text["sides"])
             names = json.loads(text["class_names"])
             metadata = cls(
+                task=text.get("task", CLASSIFY),  # older files hold classifiers
                 model=text["model"],
                 form=cast("Any", text["form"]),
                 dtype=cast("Any", text["dtype"]),
@@ -86,17 +89,26 @@ class ExportMetadata:
 
 
 def metadata_of(
-    model: Backbone, info: CheckpointInfo, *, dtype: Dtype, batch: Batch, sides: Sides | None, form: str
+    network: Network,
+    info: NetworkInfo,
+    *,
+    dtype: Dtype,
+    batch: Batch,
+    sides: Sides | None,
+    size: tuple[int, int],
+    form: str,
 ) -> ExportMetadata:
-    """What an export of a model says about itself."""
+    """What an export of a network says about itself; ``size`` is height and width of `ExportMetadata.input_size`."""
+    backbone = backbone_of(network)
     return ExportMetadata(
+        task=task_of(network),
         model=info.model,
         form=cast("Any", form),
         dtype=dtype,
-        num_classes=model.num_classes,
+        num_classes=network.num_classes,
         class_names=info.class_names,
-        preprocessing=dict(info.preprocessing or default_preprocessing(model)),
-        input_size=(model.in_chans, *model.config.img_size),
+        preprocessing=kept_preprocessing(network, info),
+        input_size=(backbone.in_chans, *size),
         batch=batch,
         sides=sides,
     )

@@ -118,9 +118,10 @@ def session_of_model(
     """
     check_threads(threads)
     deployed = copy.deepcopy(cast("Backbone", reparameterize(model))).float()
-    program = export_program(deployed, example_images(deployed, "dynamic", None), batch="dynamic")
+    size = deployed.config.img_size
+    program = export_program(deployed, example_images(deployed, "dynamic", None, size), batch="dynamic")
     call = _call_of(program, runtime, dtype="float32", threads=threads)
-    metadata = metadata_of(model, info, dtype="float32", batch="dynamic", sides=None, form="deploy")
+    metadata = metadata_of(model, info, dtype="float32", batch="dynamic", sides=None, size=size, form="deploy")
     return Session(metadata, call)
 
 

@@ -15,7 +15,7 @@ from visionmlp.models.checkpoint import CheckpointInfo, default_preprocessing
 from visionmlp.models.config import size_text
 
 Call = Callable[[np.ndarray], np.ndarray]
-"""(B, C, H, W) float32 to logits (B, classes) float32."""
+"""(B, C, H, W) float32 to logits, float32: (B, classes), of segmentation networks (B, classes, H, W)."""
 
 
 class RuntimeSession(Protocol):
@@ -27,7 +27,7 @@ class RuntimeSession(Protocol):
         ...
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """(B, C, H, W) float32 to logits (B, classes) float32."""
+        """As a `Call`."""
         ...
 
 
@@ -40,7 +40,7 @@ class Session:
     """For images that the graph takes as they are."""
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """(B, C, H, W) float32 to logits (B, classes) float32.
+        """As a `Call`.
 
         Of a graph with one batch size, batches are cut and the last is filled up with zeros.
 
@@ -92,7 +92,7 @@ class SessionModel(nn.Module):
         """Tells dtype and device of the images."""
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) to logits (B, classes)."""
+        """(B, C, H, W) to logits, as a `Call`."""
         return torch.from_numpy(self.session(images.numpy()))
 
 

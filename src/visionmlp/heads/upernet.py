@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from visionmlp.errors import InvalidConfig
 from visionmlp.heads.conv import ConvNormAct
 from visionmlp.heads.pixels import PixelHead, resize
+from visionmlp.layers.part_means import PartMeans
 
 POOL_SCALES = (1, 2, 3, 6)
 """Positions along a side of the pooled maps."""
@@ -40,7 +41,7 @@ class UperNetHead(PixelHead):
         super().__init__(channels, num_classes, dropout=dropout)
         *finer, coarsest = in_channels
         self.psp_modules = nn.ModuleList(
-            nn.Sequential(nn.AdaptiveAvgPool2d(scale), ConvNormAct(coarsest, channels, 1)) for scale in POOL_SCALES
+            nn.Sequential(PartMeans(scale), ConvNormAct(coarsest, channels, 1)) for scale in POOL_SCALES
         )
         self.bottleneck = ConvNormAct(coarsest + len(POOL_SCALES) * channels, channels, 3)
         self.lateral_convs = nn.ModuleList(ConvNormAct(width, channels, 1) for width in finer)

@@ -50,25 +50,7 @@ class ConvEmbed(Fusible):
 
     def fused(self) -> nn.Module:
         """The convolution alone, with the norm folded into it."""
-        weight, bias = self.folded()
-        proj, like = self.proj, self.proj.weight
-        conv = nn.Conv2d(
-            proj.in_channels,
-            proj.out_channels,
-            proj.kernel_size,  # type: ignore[arg-type]
-            stride=proj.stride,  # type: ignore[arg-type]
-            padding=proj.padding,  # type: ignore[arg-type]
-            bias=bias is not None,
-            device="meta",
-        )
-        # the order that its maps have: the kernel then needs no reordering in every call
-        order = torch.channels_last if self.layout == "BHWC" else torch.contiguous_format
-        conv.weight = nn.Parameter(
-            parameter(weight, like).detach().contiguous(memory_format=order), requires_grad=like.requires_grad
-        )
-        keep_order(conv)
-        if bias is not None:
-            conv.bias = parameter(bias, like)
+        conv = folded_conv(self.proj, *self.folded(), layout=self.layout)
         return DeployedConvEmbed(
             conv, relu=isinstance(self.act, nn.ReLU), layout=self.layout, input_layout=self.input_layout
         )
@@ -150,6 +132,30 @@ class PatchProduct(nn.Module):
         patches = x.permute(2, 3, 0, 1).reshape(rows, p, columns, p, batch, channels).permute(0, 2, 4, 1, 3, 5)
         embedded = self.act(self.proj(patches.reshape(rows, columns, batch, p * p * channels)))
         return from_positions_first(embedded, self.layout)
+
+
+def folded_conv(conv: nn.Conv2d, weight: Tensor, bias: Tensor | None, *, layout: Layout) -> nn.Conv2d:
+    """A convolution like another one, with a folded kernel and bias, for maps that lie in memory as ``layout``."""
+    like = conv.weight
+    folded = nn.Conv2d(
+        conv.in_channels,
+        conv.out_channels,
+        conv.kernel_size,  # type: ignore[arg-type]
+        stride=conv.stride,  # type: ignore[arg-type]
+        padding=conv.padding,  # type: ignore[arg-type]
+        groups=conv.groups,
+        bias=bias is not None,
+        device="meta",
+    )
+    # the order that its maps have: the kernel then needs no reordering in every call
+    order = torch.channels_last if layout == "BHWC" else torch.contiguous_format
+    folded.weight = nn.Parameter(
+        parameter(weight, like).detach().contiguous(memory_format=order), requires_grad=like.requires_grad
+    )
+    keep_order(folded)
+    if bias is not None:
+        folded.bias = parameter(bias, like)
+    return folded
 
 
 def _in_order(x: Tensor, layout: Layout) -> Tensor:

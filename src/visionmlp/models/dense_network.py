@@ -225,6 +225,18 @@ def load_dense(path: str | os.PathLike[str]) -> tuple[DenseNetwork, DenseInfo]:
     return network, info
 
 
+def is_dense(path: str | os.PathLike[str]) -> bool:
+    """Whether a file says that `save_dense` wrote it."""
+    path = Path(path)
+    if path.suffix != ".safetensors" or not path.is_file():
+        return False
+    try:
+        with safe_open(path, framework="pt") as archive:
+            return "options" in json.loads((archive.metadata() or {}).get(METADATA_KEY, "{}"))
+    except (OSError, SafetensorError, ValueError, RecursionError, TypeError):
+        return False
+
+
 class _Damaged(ValueError):
     """Metadata that `save_dense` does not write."""
 

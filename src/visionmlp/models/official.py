@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from visionmlp.errors import CheckpointError, CheckpointMismatch, Note
 from visionmlp.files import require_utf8, whole_file
 from visionmlp.layers.grid_mixer import GridMixer
+from visionmlp.layers.wide_embed import depthwise_entries, widened
 from visionmlp.models.backbone import Backbone, FusibleBackbone, deploy_mismatch
 from visionmlp.models.config import size_text
 from visionmlp.models.unpickling import RunsCode, Stranger, read_inert
@@ -162,8 +163,12 @@ def label_of(source: str | os.PathLike[str] | Mapping[str, Any]) -> str:
 
 def _layouts(model: FusibleBackbone) -> list[list[str]]:
     """The names of stem and blocks, which every checkpoint has: the authors', ours and timm's."""
-    # files of FrozenBatchNorms do not count batches
-    learned = [name for name in model.state_dict() if not name.endswith("num_batches_tracked")]
+    # files of FrozenBatchNorms do not count batches, those of narrower embeddings have no depth-wise convolutions
+    learned = [
+        name
+        for name in model.state_dict().keys() - depthwise_entries(model)
+        if not name.endswith("num_batches_tracked")
+    ]
     ours = [name for name in learned if name.startswith(("stem.", "stages."))]
     layouts = [[model.official_entry(name).name for name in ours], ours]
     timms = [entry.name for name in ours if (entry := model.timm_entry(name))]
@@ -201,15 +206,17 @@ def from_official(model: FusibleBackbone, official: Mapping[str, Tensor], label:
 
 
 def adapted(model: Backbone, state: dict[str, Tensor], label: str) -> dict[str, Tensor]:
-    """A state dict whose first kernels take the model's input channels: summed for one channel, else repeated.
+    """A state dict with the model's kernels: wider embeddings, which change no output, and other input channels.
 
-    As timm does it: the answer to a grey image, repeated over the channels, stays what it was. A note says so.
+    First kernels are summed for one channel, else repeated, as timm does it: the answer to a grey image, repeated over
+    the channels, stays what it was. A note says so.
 
     Args:
         model: target, in training form.
         state: our names.
         label: what the line calls the source.
     """
+    state = widened(model, state)
     stem = state.get("stem.proj.weight")
     if stem is None or stem.ndim != 4 or 0 in stem.shape or stem.shape[1] == model.in_chans:
         return state

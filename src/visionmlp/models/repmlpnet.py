@@ -4,7 +4,8 @@ Section 4.1: `RepMLPBlock` (Global, Channel and Local Perceptron of Fig. 1); Eqs
 `DeployedRepMLPBlock`. Section 4.2: `RepMLPNet`. Where the paper is silent, follows the authors' code: ReLU in the
 embeddings, BatchNorm before each block part and after each FFN layer, sigmoid gate with reduction 4, channel c uses
 share-set c mod S. On images larger than native the two differ (``window_order``): follows the paper. The authors have
-no drop-path; here it is 0 unless asked for, growing linearly with depth.
+no drop-path; here it is 0 unless asked for, growing linearly with depth. Section 5.3 (Cityscapes): windows of the
+native size, and wider embeddings (``embed_kernel``, ``embed_depthwise``), whose code was not released.
 
 Layout (B, C, H, W).
 """
@@ -24,6 +25,7 @@ from visionmlp.layers.fusible import Fusible, linear, parameter
 from visionmlp.layers.linear import Linear
 from visionmlp.layers.locality import LocalityBranches, LocalMixer, check_kernel_sizes
 from visionmlp.layers.patch_embed import PatchEmbed
+from visionmlp.layers.wide_embed import WideEmbed
 from visionmlp.models.backbone import FusibleBackbone
 from visionmlp.models.config import BackboneConfig
 from visionmlp.models.official_layout import CONV1X1, SAME, OfficialEntry, View
@@ -66,6 +68,12 @@ class RepMLPNetConfig(BackboneConfig):
     window_order: str = "paper"
     """Images larger than native are cut into windows: "paper" puts each back in its place, "authors" reproduces their
     code, which exchanges windows with channel groups. Both are the same at the native size."""
+    embed_kernel: int = 2
+    """Side of the kernels between stages, of stride 2: 2, or an odd number, by which windows hear of their neighbours
+    (section 5.3). Weights of smaller kernels load with zeros around them."""
+    embed_depthwise: int = 1
+    """Side of a depth-wise convolution behind each of these kernels, the other way to join windows; 1 leaves it out.
+    Weights without it load with the identity."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -85,6 +93,13 @@ class RepMLPNetConfig(BackboneConfig):
         self.require(
             self.window_order in ("paper", "authors"),
             f"window_order must be 'paper' or 'authors', got {self.window_order!r}",
+        )
+        self.require(
+            self.embed_kernel == 2 or (self.embed_kernel > 2 and self.embed_kernel % 2 == 1),
+            f"embed_kernel must be 2, or odd from 3 on, to halve the map, got {self.embed_kernel}",
+        )
+        self.require(
+            self.embed_depthwise % 2 == 1, f"embed_depthwise must be odd to keep the map, got {self.embed_depthwise}"
         )
         self.require_multiple(self.strides[-1])
 
@@ -310,13 +325,13 @@ class RepMLPNet(FusibleBackbone):
         dims = config.dims
         stages = []
         for i, rates in enumerate(drop_path_rates(config.drop_path_rate, config.blocks)):
-            embed = _embed(dims[i - 1], dims[i], 2) if i else None
+            embed = _embedding(dims[i - 1], dims[i], config) if i else None
             stages.append(Stage([RepMLPNetBlock(config, i, rate) for rate in rates], downsample=embed))
         super().__init__(
             name=name,
             config=config,
             layout="BCHW",
-            stem=_embed(config.in_chans, dims[0], config.patch_size),
+            stem=PatchEmbed(config.in_chans, dims[0], config.patch_size, layout="BCHW", batch_norm=True, relu=True),
             stages=stages,
             dims=dims,
             norm=nn.BatchNorm2d(dims[-1]),
@@ -335,8 +350,11 @@ class RepMLPNet(FusibleBackbone):
         return OfficialEntry(theirs, CONV1X1 if linear_layer else SAME)
 
 
-def _embed(in_dim: int, dim: int, patch_size: int) -> PatchEmbed:
-    return PatchEmbed(in_dim, dim, patch_size, layout="BCHW", batch_norm=True, relu=True)
+def _embedding(in_dim: int, dim: int, config: RepMLPNetConfig) -> nn.Module:
+    """Between stages: 2x2 of stride 2, or what is wider than that."""
+    if config.embed_kernel == 2 and config.embed_depthwise == 1:
+        return PatchEmbed(in_dim, dim, 2, layout="BCHW", batch_norm=True, relu=True)
+    return WideEmbed(in_dim, dim, config.embed_kernel, depthwise=config.embed_depthwise)
 
 
 _OFFICIAL_NAMES = (

@@ -39,6 +39,14 @@ from visionmlp.recipes.imagenet import (
     vip_imagenet,
 )
 from visionmlp.recipes.scale import Scale, scaled
+from visionmlp.recipes.segmentation import (
+    asmlp_upernet,
+    cyclemlp_semantic_fpn,
+    hiremlp_semantic_fpn,
+    hiremlp_upernet,
+    repmlpnet_cityscapes,
+    resmlp_upernet,
+)
 from visionmlp.recipes.self_supervised import resmlp_dino, sparsemlp_moco
 from visionmlp.recipes.small_images import digits, repmlpnet_cifar100, resmlp_cifar100
 from visionmlp.tasks.image_config import ImageTrainingConfig
@@ -68,6 +76,12 @@ RECIPES: Mapping[str, RecipeFunction] = {
         resmlp_resolution,
         resmlp_dino,
         sparsemlp_moco,
+        asmlp_upernet,
+        hiremlp_upernet,
+        hiremlp_semantic_fpn,
+        cyclemlp_semantic_fpn,
+        repmlpnet_cityscapes,
+        resmlp_upernet,
         asmlp_mask_rcnn_1x,
         asmlp_mask_rcnn_3x,
         asmlp_cascade_1x,

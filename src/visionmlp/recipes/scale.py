@@ -4,9 +4,10 @@ import dataclasses
 from typing import Any, Literal, TypeVar, get_args
 
 from visionmlp.errors import InvalidConfig
-from visionmlp.measure.catalog import read_catalog
+from visionmlp.measure.catalog import CatalogEntry, read_catalog
 from visionmlp.tasks.detect.config import DetectConfig
 from visionmlp.tasks.image_config import ImageTrainingConfig
+from visionmlp.tasks.segment.config import SegmentConfig
 from visionmlp.tasks.self_supervised.config import SelfSupervisedConfig
 
 Scale = Literal["smoke", "small", "full"]
@@ -95,6 +96,10 @@ def scaled(config: ConfigT, scale: Scale) -> ConfigT:
     the teacher's warm-up fall with the epochs, and borders of crops with the image; heads and the number of local crops
     have upper limits; a moving average starts quickly.
 
+    Runs on dense prediction start from fresh weights at both scales, with narrow heads. ``smoke`` is 4 steps, ``small``
+    a fortieth of the steps on crops whose short side is 128 pixels (64 for families of one size), in batches of at most
+    8; images are resized in proportion.
+
     Args:
         config: of a recipe.
         scale: ``smoke``, ``small`` or ``full``.
@@ -109,12 +114,51 @@ def scaled(config: ConfigT, scale: Scale) -> ConfigT:
     name = config.model.partition(".")[0]
     if name not in read_catalog():
         raise InvalidConfig(f"scale {scale} needs the name of a model, not {config.model!r}")
+    if isinstance(config, SegmentConfig):
+        return _segmentation(config, name, scale)  # type: ignore[return-value] (of the same class)
     return _resized(config, _smoke(config, name) if scale == "smoke" else _small(config, name))
 
 
+def _segmentation(config: SegmentConfig, name: str, scale: Scale) -> SegmentConfig:
+    smoke = scale == "smoke"
+    family = name.partition("_")[0]
+    native = _pixels(config, name)
+    narrow, widths = (_tiny(name).name, {}) if smoke else _SMALL_MODELS[family]
+    one_size = config.crop_size is None
+    side = _tiny(name).img_size[0] if smoke else 64 if one_size else 128
+    full = config.crop_size or (native, native)
+    closer = side / min(full)
+    batch = min(4 if smoke else 8, config.batch_size)
+    fewer, steps = batch / config.batch_size, config.max_steps or 0
+    shorter = 4 / steps if smoke else 1 / 40
+    head = 16 if smoke else 64
+    return dataclasses.replace(
+        config,
+        model=narrow,
+        model_args={**widths, **_kinds(config.model_args)},
+        checkpoint=None,
+        pretrained=False,
+        img_size=side if one_size else None,
+        max_images=16 if smoke else None,
+        out_indices=None,
+        crop_size=None if one_size else tuple(round(length * closer) for length in full),  # type: ignore[arg-type]
+        resize=None if config.resize is None else tuple(round(length * closer) for length in config.resize),  # type: ignore[arg-type]
+        batch_size=batch,
+        max_steps=round(steps * shorter),
+        warmup_steps=None if config.warmup_steps is None else max(1, round(config.warmup_steps * shorter)),
+        eval_steps=None if config.eval_steps is None else max(2, round(config.eval_steps * shorter)),
+        **{rate: getattr(config, rate) * fewer for rate in ("lr", "warmup_lr", "min_lr")},
+        head_channels=head,
+        auxiliary_channels=head // 2 if config.head == "upernet" else None,
+        neck_channels=head if config.head == "semantic_fpn" else None,
+        num_workers=0 if smoke else min(2, config.num_workers),
+        threads=1 if smoke else config.threads,
+        log_every=1 if smoke else config.log_every,
+    )
+
+
 def _smoke(config: ImageTrainingConfig, name: str) -> _Size:
-    family = read_catalog()[name].family
-    tiny = next(entry for entry in read_catalog().values() if entry.family == family and entry.name.endswith("_test"))
+    tiny = _tiny(name)
     return _Size(
         model=tiny.name,
         model_args=_kinds(config.model_args),
@@ -133,6 +177,12 @@ def _smoke(config: ImageTrainingConfig, name: str) -> _Size:
             "log_every": 1,
         },
     )
+
+
+def _tiny(name: str) -> CatalogEntry:
+    """The family's model for tests."""
+    family = read_catalog()[name].family
+    return next(entry for entry in read_catalog().values() if entry.family == family and entry.name.endswith("_test"))
 
 
 def _small(config: ImageTrainingConfig, name: str) -> _Size:
@@ -196,7 +246,9 @@ def _divided(pixels: int | tuple[int, ...], divisor: float) -> int | tuple[int, 
 def _kinds(model_args: dict[str, Any]) -> dict[str, Any]:
     """Choices among kinds, which any width has; numbers are widths."""
     return {
-        name: value for name, value in model_args.items() if isinstance(value, str | bool) or name == "kernel_sizes"
+        name: value
+        for name, value in model_args.items()
+        if isinstance(value, str | bool) or name in ("kernel_sizes", "embed_kernel", "embed_depthwise")
     }
 
 

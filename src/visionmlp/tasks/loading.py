@@ -10,8 +10,10 @@ from visionmlp.deploy.runtimes import RUNTIMES, check_threads, open_session, ses
 from visionmlp.deploy.session import SessionModel, preprocessing_of
 from visionmlp.errors import InvalidConfig, Note
 from visionmlp.models.backbone import Backbone
-from visionmlp.models.checkpoint import CheckpointInfo, load_model
+from visionmlp.models.checkpoint import CheckpointInfo, load_model, path_of
+from visionmlp.models.dense_network import DenseInfo, DenseNetwork, is_dense, load_dense
 from visionmlp.tasks.options import ModelOptions, ServedOptions
+from visionmlp.tasks.register import DEFAULT
 
 
 def load(options: ModelOptions) -> tuple[Backbone, CheckpointInfo]:
@@ -28,7 +30,21 @@ def load(options: ModelOptions) -> tuple[Backbone, CheckpointInfo]:
     )
 
 
-def is_fresh(options: ModelOptions, info: CheckpointInfo) -> bool:
+def load_network(options: ModelOptions) -> tuple[Backbone | DenseNetwork, CheckpointInfo | DenseInfo]:
+    """What the options name, a classifier or a network for dense prediction, in evaluation mode.
+
+    Raises:
+        VisionMLPError: see `load`.
+    """
+    path = path_of(options.model)
+    if path is None or not is_dense(path):
+        return load(options)
+    if options.checkpoint is not None or options.pretrained:
+        raise InvalidConfig(f"{path} holds weights already; give --checkpoint or --pretrained with a model name only")
+    return load_dense(path)
+
+
+def is_fresh(options: ModelOptions, info: CheckpointInfo | DenseInfo) -> bool:
     """Whether the options name a model only, without any weights."""
     weights = options.checkpoint is not None or options.pretrained
     return not weights and options.model.partition(".")[0] == info.model
@@ -56,6 +72,10 @@ def load_served(options: ServedOptions) -> tuple[Backbone | SessionModel, Checkp
                 f"{path} holds weights already; give --checkpoint or --pretrained with a model name only"
             )
         session = open_session(path, runtime=options.runtime, threads=options.threads)
+        if session.metadata.task != DEFAULT:
+            raise InvalidConfig(
+                f"{path} holds a network for {session.metadata.task}; only classifiers are served from exported files"
+            )
     else:
         model, info = _load_trained(options)
         assert options.runtime in ("onnxruntime", "openvino", "aotinductor")

@@ -240,7 +240,7 @@ def training_batches(
         normalise=preparation.normalise,
         crop_size=crop,
         resize=config.resize,
-        scale=config.scale,
+        scale_range=config.scale_range,
         max_class_share=config.max_class_share,
         hflip=config.hflip,
         brightness=config.brightness,
@@ -285,5 +285,6 @@ def evaluation_batches(
 
 
 def shown_numbers(count: int, images: int) -> list[int]:
-    """Numbers of ``count`` of the images, evenly spaced."""
-    return sorted({(2 * place + 1) * images // (2 * count) for place in range(min(count, images))})
+    """Numbers of ``count`` of the images, or of all if there are fewer, evenly spaced."""
+    count = min(count, images)
+    return [(2 * place + 1) * images // (2 * count) for place in range(count)]

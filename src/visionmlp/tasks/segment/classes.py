@@ -231,7 +231,7 @@ def _from_json(path: Path) -> Classes:
     )
     unknown = sorted(key for key in said if path.name == "classes.json" and key not in _KEYS)
     _require(not unknown, f"{path} has an unknown {', '.join(unknown)}; known are {', '.join(sorted(_KEYS))}")
-    colours = colour_map(len(names)) if palette is None else tuple(_colour(item, path) for item in palette)
+    colours = _usual_colours(names) if palette is None else tuple(_colour(item, path) for item in palette)
     # a name that belongs to an ignored value is of no class
     kept = [number for number, value in enumerate(values) if value not in ignored]
     left_out = [colours[number] for number in range(len(names)) if number not in kept] if palette is not None else []
@@ -244,6 +244,14 @@ def _from_json(path: Path) -> Classes:
         ignored_colours=frozenset([*left_out, *(_colour(item, path) for item in said.get("ignore_colors", []))]),
         origin=str(path),
     )
+
+
+def _usual_colours(names: Sequence[str]) -> tuple[Colour, ...]:
+    """CamVid's or Cityscapes', where all classes but one that is not scored are theirs."""
+    for known in (CAMVID, CITYSCAPES):
+        if len(set(names) & known.keys()) >= max(2, len(names) - 1):
+            return tuple(known.get(name, (0, 0, 0)) for name in names)
+    return colour_map(len(names))
 
 
 def _from_table(path: Path) -> Classes:

@@ -73,7 +73,7 @@ class SegmentConfig(ImageTrainingConfig):
         "height and width of training crops; by default 512 512, or the model's size where it takes no other",
         group="augmentation",
     )
-    scale: tuple[float, float] = option(
+    scale_range: tuple[float, float] = option(
         (0.5, 2.0), "least and largest factor that training images are resized by", group="augmentation"
     )
     max_class_share: float = option(
@@ -146,8 +146,8 @@ class SegmentConfig(ImageTrainingConfig):
         )
         self.require(0 <= self.head_dropout < 1, f"head_dropout must be in [0, 1), got {self.head_dropout}")
         self.require(
-            0 < self.scale[0] <= self.scale[1],
-            f"scale must be two positive factors, the smaller first, got {self.scale}",
+            0 < self.scale_range[0] <= self.scale_range[1],
+            f"scale_range must be two positive factors, the smaller first, got {self.scale_range}",
         )
         self.require(0 < self.max_class_share <= 1, f"max_class_share must be in (0, 1], got {self.max_class_share}")
         self.require(

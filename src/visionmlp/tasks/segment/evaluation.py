@@ -15,7 +15,7 @@ from visionmlp.tasks.definition import Scores
 from visionmlp.tasks.segment.building import evaluation_batches
 from visionmlp.tasks.segment.data import EvaluationBatch, check_masks, require_same_classes
 from visionmlp.tasks.segment.definition import SegmentEvalOptions
-from visionmlp.tasks.segment.figures import classes_table
+from visionmlp.tasks.segment.figures import class_rows, classes_table
 from visionmlp.tasks.segment.layouts import Pairs, open_pairs
 from visionmlp.tasks.segment.loss import SegmentationLoss
 from visionmlp.tasks.segment.metrics import SegmentationMetric
@@ -146,6 +146,10 @@ def _scores(
             "images/s": f"{rate:.2f}",
         },
         record=record,
+        parts=[
+            {"class": row["class"], "IoU %": row["iou"], "accuracy %": row["accuracy"], "pixels": row["pixels"]}
+            for row in class_rows(metric, served.names)
+        ],
     )
 
 

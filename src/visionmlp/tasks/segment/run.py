@@ -81,7 +81,7 @@ def _train(fabric: "Fabric", config: SegmentConfig, resume: bool) -> TrainResult
         rank=fabric.global_rank,
         ranks=fabric.world_size,
     )
-    shown = shown_numbers(config.pictures, len(evaluation_pairs)) if config.pictures else []
+    shown = shown_numbers(config.pictures, len(evaluation_pairs))
     task = Segmentation(classes.count, loss=loss_of(config), inference=preparation.inference, shown=shown)
 
     def write_weights(path: Path, weights: nn.Module) -> None:

@@ -71,7 +71,7 @@ class TrainingTransform:
     normalise: Callable[[Image.Image], Tensor]
     crop_size: tuple[int, int]
     resize: tuple[int, int] | None = None
-    scale: tuple[float, float] = (0.5, 2.0)
+    scale_range: tuple[float, float] = (0.5, 2.0)
     max_class_share: float = 0.75
     hflip: float = 0.5
     brightness: float = 32.0
@@ -82,7 +82,7 @@ class TrainingTransform:
     def __call__(self, item: Masked) -> Prepared:
         """See the class."""
         image, mask = item.image, Image.fromarray(item.labels)
-        height, width = resized_size((image.height, image.width), self.resize, random.uniform(*self.scale))
+        height, width = resized_size((image.height, image.width), self.resize, random.uniform(*self.scale_range))
         if (width, height) != image.size:
             image = image.resize((width, height), Image.Resampling.BILINEAR)
             mask = mask.resize((width, height), Image.Resampling.NEAREST)
@@ -94,7 +94,7 @@ class TrainingTransform:
             image, labels = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), labels[:, ::-1]
         pixels = self.normalise(self._recoloured(image))
         padding = (0, self.crop_size[1] - labels.shape[1], 0, self.crop_size[0] - labels.shape[0])
-        given = torch.from_numpy(np.ascontiguousarray(labels))
+        given = torch.from_numpy(labels.copy())  # PIL lends its memory
         return Prepared(F.pad(pixels, padding), F.pad(given, padding, value=IGNORE))
 
     def _corner(self, labels: np.ndarray) -> tuple[int, int]:
