@@ -81,6 +81,39 @@ PERMUTATOR_TRANSFER = {
     "img_size": None,
 }
 # recipe, model: fields
+DETECTOR = {
+    "epochs": 12,
+    "batch_size": 16,
+    "optimizer": "adamw",
+    "schedule": "step",
+    "decay_milestones": (8, 11),
+    "decay_rate": 0.1,
+    "warmup_ratio": 1e-3,
+    "hflip": 0.5,
+    "max_size": 1333,
+    "photometric": False,
+    "empty_images": "leave_out",
+}
+ASMLP_DETECTOR = {
+    **DETECTOR,
+    "lr": 1e-4,
+    "weight_decay": 0.05,
+    "min_size": (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800),
+    "crop": 0.5,
+    "crop_resize": (400, 500, 600),
+    "crop_range": (384, 600),
+}
+THREE = {"epochs": 36, "decay_milestones": (27, 33)}
+CASCADE = {"head": "cascade_mask_rcnn", "definition": "asmlp"}
+CYCLEMLP_DETECTOR = {
+    **DETECTOR,
+    "definition": "mmdet",
+    "weight_decay": 1e-4,
+    "min_size": (800,),
+    "crop": 0.0,
+    "drop_path_rate": 0.0,
+    "pretrained": True,
+}
 REFERENCE: dict[tuple[str, str], dict[str, Any]] = {
     ("repmlpnet_imagenet", "repmlpnet_t224"): {
         "epochs": 100,
@@ -260,6 +293,14 @@ REFERENCE: dict[tuple[str, str], dict[str, Any]] = {
         "drop_path_rate": 0.1,
         "interpolation": "bicubic",
     },
+    ("asmlp_mask_rcnn_1x", "asmlp_t"): {**ASMLP_DETECTOR, "head": "mask_rcnn", "drop_path_rate": 0.2},
+    ("asmlp_mask_rcnn_3x", "asmlp_s"): {**ASMLP_DETECTOR, **THREE, "head": "mask_rcnn", "drop_path_rate": 0.2},
+    ("asmlp_cascade_1x", "asmlp_t"): {**ASMLP_DETECTOR, **CASCADE, "drop_path_rate": 0.1},
+    ("asmlp_cascade_1x", "asmlp_b"): {**ASMLP_DETECTOR, **CASCADE, "drop_path_rate": 0.2},
+    ("asmlp_cascade_3x", "asmlp_s"): {**ASMLP_DETECTOR, **CASCADE, **THREE, "drop_path_rate": 0.2},
+    ("asmlp_cascade_3x", "asmlp_b"): {**ASMLP_DETECTOR, **CASCADE, **THREE, "drop_path_rate": 0.3},
+    ("cyclemlp_retinanet", "cyclemlp_b1"): {**CYCLEMLP_DETECTOR, "head": "retinanet", "lr": 1e-4},
+    ("cyclemlp_mask_rcnn", "cyclemlp_b1"): {**CYCLEMLP_DETECTOR, "head": "mask_rcnn", "lr": 2e-4},
     ("sparsemlp_moco", "sparsemlp_moe_b"): {
         "epochs": 300,
         "batch_size": 4096,
@@ -363,13 +404,15 @@ def test_every_published_recipe_has_its_values_here() -> None:
 
 
 def test_warm_ups_in_steps() -> None:
-    """Two sources give their warm-up in steps, without the last, incomplete batch of an epoch."""
+    """Some sources give their warm-up in steps, without the last, incomplete batch of an epoch."""
     mixer = defaults_of("mlpmixer_imagenet").config
     assert mixer.warmup_epochs * (1_281_167 // 4096) == pytest.approx(10_000)
     transfer = defaults_of("mlpmixer_transfer").config
     steps = 50_000 // transfer.batch_size
     assert transfer.warmup_epochs * steps == pytest.approx(500)
     assert transfer.epochs * steps == pytest.approx(10_000, abs=steps / 2)
+    for name in ("asmlp_cascade_3x", "cyclemlp_retinanet"):
+        assert round(defaults_of(name).config.warmup_epochs * (117_266 // 16)) == 500
 
 
 @pytest.mark.parametrize("name", RESULTS)

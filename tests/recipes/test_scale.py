@@ -17,7 +17,15 @@ from visionmlp.recipes.register import config_class, defaults_of
 from visionmlp.tasks.building import build_backbone, build_dense_backbone
 from visionmlp.tasks.segment.config import SegmentConfig
 
-FROM_WEIGHTS = ("resmlp_transfer", "mlpmixer_transfer", "vip_transfer", "dynamixer_transfer", "resmlp_resolution")
+DETECTORS = [name for name in RECIPES if config_class(name).task == "detect"]
+FROM_WEIGHTS = [
+    "resmlp_transfer",
+    "mlpmixer_transfer",
+    "vip_transfer",
+    "dynamixer_transfer",
+    "resmlp_resolution",
+    *DETECTORS,
+]
 SEGMENTATION = [name for name in RECIPES if config_class(name).task == "segment"]
 # what a scale may change; everything else is the recipe's
 SCALED = {
@@ -48,6 +56,13 @@ SCALED = {
     "bottleneck_dim",
     "projector_dim",
     "projector_hidden",
+    "min_size",
+    "max_size",
+    "crop_resize",
+    "crop_range",
+    "decay_milestones",
+    "fpn_channels",
+    "pictures",
     "max_steps",
     "warmup_steps",
     "eval_steps",
@@ -72,8 +87,23 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for number in range(count):
                 pixels = generator.integers(60 * level, 60 * level + 100, (40, 36, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(root / split / f"level{level}" / f"{number}.png")
+        annotate(root, split)
     camvid_tree(root / "masked", train=18, val=18)
     return root
+
+
+def annotate(root: Path, split: str) -> None:
+    """A triangle of one of two classes on each image."""
+    names = sorted(str(path.relative_to(root)) for path in (root / split).rglob("*.png"))
+    triangles = [
+        {"id": place, "image_id": place, "category_id": place % 2, "bbox": [4, 6, 20, 20], "area": 200,
+         "segmentation": [[4, 6, 24, 6, 4, 26]]}
+        for place in range(len(names))
+    ]  # fmt: skip
+    listed = [{"id": place, "file_name": name, "width": 36, "height": 40} for place, name in enumerate(names)]
+    categories = [{"id": 0, "name": "even"}, {"id": 1, "name": "odd"}]
+    content = {"images": listed, "annotations": triangles, "categories": categories}
+    (root / f"{split}.json").write_text(json.dumps(content))
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -88,7 +118,9 @@ def test_every_recipe_runs_end_to_end(name: str, images: Path, tmp_path: Path, c
     assert config["model"].endswith("_test")
     data = json.loads((run / "data.json").read_text())
     assert (data["training"]["images"], data["evaluation"]["images"]) == (16, 16)
-    if name not in ("digits", *SEGMENTATION):
+    if name in DETECTORS:
+        assert data["training"]["objects_per_class"] == [8, 8]
+    elif name not in ("digits", *SEGMENTATION):
         assert data["training"]["images_per_class"] == [6, 5, 5]
 
 

@@ -10,6 +10,7 @@ import torch.distributed.fsdp
 import torch.distributed.tensor
 
 import visionmlp.tasks.classify.run
+import visionmlp.tasks.detect.run
 import visionmlp.tasks.dino.run
 import visionmlp.tasks.moco.run
 import visionmlp.tasks.segment.run

@@ -100,6 +100,11 @@ class TrainingConfig:
     )
     min_lr: float = option(0.0, "learning rate at the end of cosine, linear and poly", group="optimisation")
     decay_epochs: float = option(30.0, "interval of the step schedule", group="optimisation")
+    decay_milestones: tuple[float, ...] = option(
+        (),
+        "epochs behind which the step schedule falls, such as [8, 11], in place of every decay_epochs",
+        group="optimisation",
+    )
     decay_rate: float = option(0.1, "factor of the step schedule", group="optimisation")
     layer_decay: float | None = option(
         None, "factor of the learning rate from each layer to the one below, for fine-tuning", group="optimisation"
@@ -192,6 +197,7 @@ class TrainingConfig:
             self.ema_decay is None or 0 < self.ema_decay < 1, f"ema_decay must be in (0, 1), got {self.ema_decay}"
         )
         self.require(self.ema_decay is not None or not self.ema_warmup, "ema_warmup needs ema_decay, such as 0.999")
+        self._check_milestones()
         self._check_warmup()
         self.require(self.min_lr <= self.lr, f"min_lr {self.min_lr:g} must not exceed lr {self.lr:g}")
         if self.optimizer.lower() not in _COMMON:
@@ -226,6 +232,17 @@ class TrainingConfig:
         self.require(
             self.warmup_ratio is None or bool(self.warmup_steps) or self.warmup_epochs > 0,
             "warmup_ratio needs a warm-up; give warmup_steps or warmup_epochs",
+        )
+
+    def _check_milestones(self) -> None:
+        given = self.decay_milestones
+        self.require(
+            not given or self.schedule == "step",
+            f"decay_milestones are the step schedule's; give schedule step, not {self.schedule}",
+        )
+        self.require(
+            all(low < high for low, high in zip((0.0, *given), given, strict=False)),
+            f"decay_milestones must be positive and rise, got {list(given)}",
         )
 
     @staticmethod

@@ -105,7 +105,7 @@ def create_schedule(
     """The learning rate as a function of the step: ``schedule.step_update(step)`` sets that of step ``step``.
 
     Raises:
-        InvalidConfig: for a warm-up that is not over before the last step.
+        InvalidConfig: for a warm-up that is not over before the last step, or a milestone behind it.
     """
     warmup = round(config.warmup_epochs * steps_per_epoch) if config.warmup_steps is None else config.warmup_steps
     if warmup >= steps:
@@ -116,12 +116,20 @@ def create_schedule(
     rates = {"linear": 1.0, "poly": config.power, "constant": 1.0}
     replaced = 0 if config.warmup_ratio is not None else warmup
     prefix = config.warmup_prefix and replaced > 0
+    milestones = [round(epoch * steps_per_epoch) for epoch in config.decay_milestones]
+    if milestones and milestones[-1] >= steps:
+        raise InvalidConfig(
+            f"decay_milestones {list(config.decay_milestones)} end at step {milestones[-1]}, but the run has {steps}; "
+            "give earlier ones"
+        )
     schedule, _ = create_scheduler_v2(
         optimizer,
-        names[config.schedule],
+        "multistep" if milestones else names[config.schedule],
         # timm's epochs are our steps, as updates_per_epoch is 1
         num_epochs=steps - replaced if prefix else steps,
         decay_epochs=max(1, round(config.decay_epochs * steps_per_epoch)),
+        # counted from the run's start, and timm's fall one step before theirs
+        decay_milestones=[step + 1 - (replaced if prefix else 0) for step in milestones],
         decay_rate=rates.get(config.schedule, config.decay_rate),
         min_lr=config.min_lr,
         warmup_lr=config.warmup_lr,

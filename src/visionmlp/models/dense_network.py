@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import json
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
@@ -51,6 +52,27 @@ class DenseNetwork(nn.Module):
         while not isinstance(inner, Backbone):
             inner = getattr(inner, "net", None) or inner.model
         return inner
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters of the backbone that take no weight decay; an optimizer adds all biases and vectors."""
+        return {f"{self._backbone_name()}.{name}" for name in self.backbone.no_weight_decay()}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Patterns that sort the backbone's parameters into layers, as in timm; all others are behind the last."""
+        name = re.escape(self._backbone_name())
+
+        def of_network(pattern: str) -> str:
+            return pattern.replace("^", rf"^{name}\.", 1)
+
+        return {
+            kind: of_network(given)
+            if isinstance(given, str)
+            else [(of_network(pattern), suffix) for pattern, suffix in given]
+            for kind, given in self.backbone.group_matcher(coarse).items()
+        }
+
+    def _backbone_name(self) -> str:
+        return next(name for name, module in self.named_modules() if module is self.backbone)
 
     def official_name(self, name: str) -> str | None:
         """Name in mmseg's or mmdet's files of an entry of the state that is not the backbone's; None if it has none."""

@@ -10,6 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from visionmlp.errors import InvalidConfig
+from visionmlp.recipes.detection import (
+    asmlp_cascade_1x,
+    asmlp_cascade_3x,
+    asmlp_mask_rcnn_1x,
+    asmlp_mask_rcnn_3x,
+    cyclemlp_mask_rcnn,
+    cyclemlp_retinanet,
+)
 from visionmlp.recipes.fine_tuning import (
     dynamixer_transfer,
     mlpmixer_transfer,
@@ -74,6 +82,12 @@ RECIPES: Mapping[str, RecipeFunction] = {
         cyclemlp_semantic_fpn,
         repmlpnet_cityscapes,
         resmlp_upernet,
+        asmlp_mask_rcnn_1x,
+        asmlp_mask_rcnn_3x,
+        asmlp_cascade_1x,
+        asmlp_cascade_3x,
+        cyclemlp_retinanet,
+        cyclemlp_mask_rcnn,
         digits,
     )
 }

@@ -5,6 +5,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 from visionmlp.errors import InvalidConfig
 from visionmlp.measure.catalog import CatalogEntry, read_catalog
+from visionmlp.tasks.detect.config import DetectConfig
 from visionmlp.tasks.image_config import ImageTrainingConfig
 from visionmlp.tasks.segment.config import SegmentConfig
 from visionmlp.tasks.self_supervised.config import SelfSupervisedConfig
@@ -49,7 +50,12 @@ _SMOKE_MOST = {
     "projector_dim": 16,
     "projector_hidden": 32,
     "knn_k": 5,
+    "fpn_channels": 16,
+    "pictures": 2,
 }
+# detectors' sizes in pixels, and what they are divided by: a short side of 800 becomes 200 or 64
+_DETECTION_PIXELS = ("min_size", "max_size", "crop_resize", "crop_range")
+_SMALL_DIVISOR, _SMOKE_DIVISOR = 4.0, 12.5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,6 +71,8 @@ class _Size:
     batch_size: int
     most: dict[str, int]
     """Largest values of further fields."""
+    divisor: float
+    """Of a detector's sizes in pixels."""
     others: dict[str, Any]
     """Fields with a value of their own."""
 
@@ -81,6 +89,8 @@ def scaled(config: ConfigT, scale: Scale) -> ConfigT:
     weights are, and takes at most 2,000 images in batches of at most 32.
 
     ``full`` is the recipe itself.
+
+    Detectors keep their backbone's size; images are a quarter of the recipe's, or in smoke two twenty-fifths.
 
     In both, learning rates (also the first and the last) fall linearly with the batch; warm-up, step interval and
     the teacher's warm-up fall with the epochs, and borders of crops with the image; heads and the number of local crops
@@ -158,6 +168,7 @@ def _smoke(config: ImageTrainingConfig, name: str) -> _Size:
         epochs=min(2, config.epochs),
         batch_size=min(4, config.batch_size),
         most=_SMOKE_MOST,
+        divisor=_SMOKE_DIVISOR,
         others={
             "checkpoint": None,
             "checkpoint_prefix": None,
@@ -188,6 +199,7 @@ def _small(config: ImageTrainingConfig, name: str) -> _Size:
         epochs=max(1, round(config.epochs / 10)),
         batch_size=min(32 if with_weights else 128, config.batch_size),
         most=_SMALL_MOST,
+        divisor=_SMALL_DIVISOR,
         others={"num_workers": min(2, config.num_workers)},
     )
 
@@ -206,6 +218,7 @@ def _resized(config: ConfigT, size: _Size) -> ConfigT:
         "max_steps": None if config.max_steps is None else max(1, round(config.max_steps * shorter)),
         **{rate: getattr(config, rate) * fewer for rate in ("lr", "warmup_lr", "min_lr")},
         **{time: getattr(config, time) * shorter for time in ("warmup_epochs", "decay_epochs")},
+        "decay_milestones": tuple(epoch * shorter for epoch in config.decay_milestones),
         "ema_warmup": config.ema_decay is not None,
         **{name: min(most, getattr(config, name)) for name, most in size.most.items() if name in known},
         **size.others,
@@ -217,7 +230,18 @@ def _resized(config: ConfigT, size: _Size) -> ConfigT:
     for name in ("crop_padding", "local_size"):
         if name in known:
             changes[name] = max(1, round(getattr(config, name) * closer))
+    if isinstance(config, DetectConfig):
+        changes["img_size"] = config.img_size
+        for name in _DETECTION_PIXELS:
+            if (given := getattr(config, name)) is not None:
+                changes[name] = _divided(given, size.divisor)
     return dataclasses.replace(config, **changes)
+
+
+def _divided(pixels: int | tuple[int, ...], divisor: float) -> int | tuple[int, ...]:
+    if isinstance(pixels, int):
+        return round(pixels / divisor)
+    return tuple(dict.fromkeys(round(side / divisor) for side in pixels))
 
 
 def _kinds(model_args: dict[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ TASKS = {
     "dino": "visionmlp.tasks.dino",
     "moco": "visionmlp.tasks.moco",
     "segment": "visionmlp.tasks.segment",
+    "detect": "visionmlp.tasks.detect",
 }
 """Name to package."""
 

@@ -1,0 +1,1 @@
+"""Detection and instance segmentation; its parts are imported where they are used."""

@@ -1,0 +1,185 @@
+"""Train detectors."""
+
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from visionmlp.data import BadImageLog
+from visionmlp.data.loading import EpochOrder, EvaluationLoader, TrainingLoader
+from visionmlp.engine import RunFolder, fit
+from visionmlp.engine.launch import agree, as_launched, launch, on_rank_zero
+from visionmlp.errors import DataError, require
+from visionmlp.models.dense_network import save_dense
+from visionmlp.models.detector import Detector, create_detector
+from visionmlp.models.freezing import freeze
+from visionmlp.tasks.building import build_dense_backbone, synchronise
+from visionmlp.tasks.definition import TrainResult
+from visionmlp.tasks.detect.annotations import AnnotatedSet, Categories, DetectionData, note
+from visionmlp.tasks.detect.config import DetectConfig
+from visionmlp.tasks.detect.dataset import open_set
+from visionmlp.tasks.detect.figures import Pictures, write_report
+from visionmlp.tasks.detect.metrics import CocoMetric
+from visionmlp.tasks.detect.samples import AnnotatedImages, ForTraining, collate, for_evaluation, mode_of
+from visionmlp.tasks.detect.task import Detection
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+
+def train(config: DetectConfig, *, resume: bool = False) -> TrainResult:
+    """Train a detector into a run folder.
+
+    Args:
+        config: all options.
+        resume: continue the run in ``config.output`` from its newest checkpoint.
+
+    Raises:
+        VisionMLPError: for everything that a user can act on.
+        KeyboardInterrupt: at SIGINT or SIGTERM, when all is saved.
+    """
+    # now rather than behind the training
+    require("matplotlib", extra="plots")
+    require("faster_coco_eval", extra="detection")
+    config = as_launched(config)
+    return launch(config, lambda fabric: _train(fabric, config, resume))
+
+
+def read_config(folder: Path) -> DetectConfig:
+    """The configuration of a run.
+
+    Raises:
+        RunFolderError: if there is none.
+        InvalidConfig: if it was edited and breaks a rule.
+    """
+    return DetectConfig.from_plain(RunFolder(folder).read_config())
+
+
+def open_data(config: DetectConfig) -> tuple[AnnotatedSet, AnnotatedSet]:
+    """The images of a run, to train and to evaluate on, with the same categories.
+
+    Raises:
+        DataError: if they are not there or cannot be used, or without masks for a head that learns them.
+    """
+    training = open_set(config.data, "train", root=config.data_root, annotations=config.train_annotations)
+    evaluation = open_set(
+        config.data,
+        "validation",
+        root=config.data_root,
+        annotations=config.val_annotations,
+        known=(training.categories, str(training.source)),
+    )
+    if config.masks:
+        for part in (training, evaluation):
+            if not part.has_outlines:
+                raise DataError(f"{part.source} has boxes only, but {config.head} learns masks; use faster_rcnn")
+        training = training.for_masks()
+        training.require_objects()
+    if config.empty_images == "leave_out":
+        with_objects = training.with_objects()
+        if left_out := len(training.images) - len(with_objects.images):
+            note(f"{training.source}: left out {left_out} images without objects; --empty-images keep trains on them")
+        training = with_objects
+    return training.first(config.max_images), evaluation.first(config.max_images)
+
+
+def build_network(config: DetectConfig, categories: Categories) -> Detector:
+    """The detector of a run before training, a function of the configuration.
+
+    Raises:
+        VisionMLPError: for a network that cannot be built or loaded.
+    """
+    backbone = build_dense_backbone(config)
+    channels = backbone.in_chans
+    for name in ("mean", "std"):
+        given = getattr(config, name)
+        config.require(
+            given is None or len(given) == channels, f"{name} needs one number for each of {channels} channels"
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed + 1)  # the backbone has drawn from the seed itself
+        network = create_detector(
+            backbone,
+            head=config.head,
+            num_classes=len(categories.names),
+            definition=config.definition,
+            settings={**config.settings, "detections_per_img": config.max_detections},
+            min_size=config.min_size,
+            max_size=config.max_size,
+            image_mean=config.mean,
+            image_std=config.std,
+            fpn_channels=config.fpn_channels,
+            tile_overlap=config.tile_overlap,
+        )
+    freeze(network, levels=max(config.frozen_stages, 0), stem=config.frozen_stages >= 0)
+    return network
+
+
+def _train(fabric: "Fabric", config: DetectConfig, resume: bool) -> TrainResult:
+    training_set, evaluation_set = agree(fabric, lambda: open_data(config))
+    categories = training_set.categories
+    network = agree(fabric, lambda: build_network(config, categories))
+    synchronise(network, config, fabric)
+    run = RunFolder(config.output)
+    log = BadImageLog(config.on_bad_image, run.bad_images)
+    readers = [
+        AnnotatedImages(
+            part, mode=mode_of(network.backbone.in_chans), masks=masks, exif_orientation=config.exif_orientation
+        )
+        for part, masks in ((training_set, config.masks), (evaluation_set, False))
+    ]
+    common: dict[str, Any] = {
+        "collate": collate,
+        "bad_images": log,
+        "num_workers": config.num_workers,
+        "pin_memory": fabric.device.type == "cuda",
+    }
+    order = EpochOrder(
+        len(training_set.images),
+        config.part_size,
+        seed=config.seed,
+        rank=fabric.global_rank,
+        ranks=fabric.world_size,
+    )
+    training = TrainingLoader(readers[0], ForTraining(config.augmentation), order, **common)
+    evaluation = EvaluationLoader(
+        readers[1],
+        for_evaluation,
+        batch_size=config.part_size,
+        rank=fabric.global_rank,
+        ranks=fabric.world_size,
+        **common,
+    )
+    task = Detection(evaluation_set, masks=config.masks, max_detections=config.max_detections)
+
+    def write_weights(path: Path, weights: nn.Module) -> None:
+        save_dense(path, weights, class_names=categories.names, preprocessing=saved_of(config, categories))
+
+    def keep_best(weights: nn.Module, metric: CocoMetric) -> None:
+        write_weights(run.model, weights)
+        metric.write_classes(run.path / "classes.csv")
+
+    with contextlib.closing(training), contextlib.closing(evaluation):
+        result = fit(
+            fabric=fabric,
+            model=network,
+            task=task,
+            training=training,
+            evaluation=evaluation,
+            config=config,
+            run=run,
+            write_weights=write_weights,
+            keep_best=keep_best,
+            show=Pictures(run.path, readers[1], config.pictures),
+            data=DetectionData(training=training_set.summary(), evaluation=evaluation_set.summary()),
+            resume=resume,
+        )
+    on_rank_zero(fabric, lambda: write_report(run.path))
+    return TrainResult.of(result, config, rank=fabric.global_rank)
+
+
+def saved_of(config: DetectConfig, categories: Categories) -> dict[str, Any]:
+    """What a checkpoint keeps beside names and weights; the network itself normalises and resizes."""
+    return {"category_ids": list(categories.ids), "exif_orientation": config.exif_orientation}
