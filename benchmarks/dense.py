@@ -73,8 +73,8 @@ A whole image of {height}x{width} at once, UperNet of 19 classes, each network i
 |---|---|---|---|---|---|
 {whole}
 
-"tensors" is counted as above, "process" is the largest resident memory with everything in it, "after loading" what it
-was before the first image. `python benchmarks/dense.py --threads {threads}` makes both tables.
+"tensors" is counted as above, "process" is the largest resident memory of all, "after loading" the largest before the
+first image, with both forms of the weights. `python benchmarks/dense.py --threads {threads}` makes both tables.
 """
 
 
