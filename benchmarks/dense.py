@@ -44,6 +44,10 @@ MODELS = (
 WHOLE = ("cyclemlp_b1", "repmlpnet_d256")
 CITYSCAPES_CLASSES = 19
 MIB = 2**20
+COLUMNS = (
+    *("family", "model", "head", "form", "dtype", "height", "width", "batch_size"),
+    *("params", "macs", "images_per_second", "p50_ms", "calls", "peak_mib"),
+)
 
 PAGE = """# Dense prediction
 
@@ -69,8 +73,8 @@ A whole image of {height}x{width} at once, UperNet of 19 classes, each network i
 |---|---|---|---|---|---|
 {whole}
 
-"tensors" is counted as above, "process" is the largest resident memory with everything in it, "after loading" what it
-was before the first image. `python benchmarks/dense.py --threads {threads}` makes both tables.
+"tensors" is counted as above, "process" is the largest resident memory of all, "after loading" the largest before the
+first image, with both forms of the weights. `python benchmarks/dense.py --threads {threads}` makes both tables.
 """
 
 
@@ -83,6 +87,7 @@ def compared(name: str, args: argparse.Namespace) -> list[Measurement]:
         heads=("levels", "upernet"),
         seconds=args.seconds,
         threads=args.threads,
+        gemm_sides=(1024,),  # their rate is not shown
     )
     if result.failures:
         raise SystemExit(f"{name}: {result.failures}")
@@ -169,7 +174,10 @@ def main() -> None:
         print(whole[-1], flush=True)
 
     table = args.document.with_name(f"{args.document.stem}_speed.csv")
-    write_rows([{**dataclasses.asdict(row), **dataclasses.asdict(machine)} for pair in pairs for row in pair], table)
+    rows = [
+        {name: getattr(row, name) for name in COLUMNS} | dataclasses.asdict(machine) for pair in pairs for row in pair
+    ]
+    write_rows(rows, table)
     speed = SPEED.format(
         machine=machine,
         side=args.side,
