@@ -72,6 +72,7 @@ SCALED = {
     "head_channels",
     "auxiliary_channels",
     "neck_channels",
+    "pictures",
 }
 
 

@@ -214,6 +214,8 @@ def test_images_of_different_sizes_are_evaluated_one_by_one(trained: Path, tmp_p
 def test_others_cannot_use_it(trained: Path, tmp_path: Path, capsys: Any) -> None:
     assert main(["predict", str(tmp_path), "x.png", "--task", "segment"]) == 2
     assert "no run folder" in capsys.readouterr().err
+    assert main(["eval", "resmlp_test", "--task", "segment"]) == 2
+    assert "resmlp_test has no head; give the run folder" in capsys.readouterr().err
     assert main(["eval", str(trained), "--task", "classify"]) == 2
     assert "says task" in capsys.readouterr().err
 

@@ -6,7 +6,9 @@ from typing import NamedTuple
 import torch
 
 from visionmlp.errors import CheckpointError, InvalidConfig
+from visionmlp.measure.catalog import is_name
 from visionmlp.measure.timing import open_device
+from visionmlp.models.checkpoint import path_of
 from visionmlp.models.dense_network import DenseInfo, load_dense
 from visionmlp.models.segmenter import Segmenter
 from visionmlp.tasks.segment.building import Preparation
@@ -37,6 +39,10 @@ def load_served(options: SegmenterOptions) -> Served:
         torch.set_num_threads(options.threads)
     if not options.scales or min(options.scales) <= 0:
         raise InvalidConfig(f"scales must be positive factors, got {list(options.scales)}")
+    if path_of(options.model) is None and is_name(options.model):
+        raise CheckpointError(
+            f"{options.model} has no head; give the run folder or checkpoint of a segmentation network"
+        )
     device = open_device(options.device)
     network, info = load_dense(options.model)
     if not isinstance(network, Segmenter):
