@@ -1,5 +1,6 @@
 """UperNet against transformers' with equal weights, Semantic FPN against its formula, and what mmseg defines beside."""
 
+import copy
 import math
 import re
 
@@ -167,6 +168,14 @@ def test_fresh_heads_are_initialised_as_mmsegs(make):
             assert torch.equal(module.bn.weight, torch.ones(64))
     assert head.conv_seg.weight.std().item() == pytest.approx(0.01, rel=0.1)
     assert not head.conv_seg.bias.any()
+
+
+@torch.no_grad()
+def test_a_head_trains_as_one_graph():
+    head = upernet().train()
+    head.dropout.p = 0.0
+    compiled = torch.compile(copy.deepcopy(head), backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(levels()), head(levels()))
 
 
 @pytest.mark.parametrize("make", [upernet, fcn, semantic_fpn])

@@ -4,11 +4,12 @@ import math
 
 import pytest
 import torch
+from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.image_list import ImageList
 
 from tests.heads.detectors import images, scored, seeded, small, target
 from visionmlp.heads.detection.anchors import PyramidAnchors
-from visionmlp.heads.detection.boxes import SymmetricBoxCoder
+from visionmlp.heads.detection.boxes import SymmetricBoxCoder, box_coder
 from visionmlp.heads.detection.mask_stage import pasted
 from visionmlp.heads.detection.matching import Matcher, Objects
 from visionmlp.heads.detection.regions import Regions
@@ -94,6 +95,9 @@ def test_anchors_have_fixed_strides_and_whole_fractions():
         for w, h in [(stride * 4 * 2**octave / ratio**0.5, stride * 4 * 2**octave * ratio**0.5)]
     ]
     torch.testing.assert_close(found, torch.tensor(wanted))
+    other = PyramidAnchors((8, 16), settings_of("retinanet", "mmdet", {"anchor_strides": "divided"}))
+    (divided,) = other(batch, [torch.zeros(1, 1, 4, 8), torch.zeros(1, 1, 1, 3)])
+    assert (divided[-1] - divided[-10]).tolist() == [64 // 3, 0, 64 // 3, 0]
     # of maps in bfloat16 too
     (again,) = retina(batch, [level.bfloat16() for level in maps])
     assert torch.equal(found, again)
@@ -114,6 +118,8 @@ def test_decoded_sides_are_bounded_both_ways():
     boxes = torch.tensor([[0.0, 0.0, 16.0, 1000.0]])
     (decoded,) = coder.decode_single(torch.tensor([[0.0, 0.0, 100.0, -100.0]]), boxes)
     torch.testing.assert_close(decoded[2:] - decoded[:2], torch.tensor([1000.0, 16.0]))
+    assert type(box_coder(settings_of("retinanet"))) is SymmetricBoxCoder
+    assert type(box_coder(settings_of("retinanet", "mmdet", {"box_clamp": "above"}))) is BoxCoder
     two = torch.randn(3, 8)
     single = torch.cat([coder.decode_single(part, boxes.expand(3, 4)) for part in two.split(4, dim=1)], dim=1)
     torch.testing.assert_close(coder.decode_single(two, boxes.expand(3, 4)), single)
@@ -165,8 +171,8 @@ def test_retinanet_losses():
                 focal += -0.25 * (1 - p) ** 2 * math.log(p) if k == label else -0.75 * p**2 * math.log(1 - p)
             if match >= 0:
                 box += sum(abs(a - b) for a, b in zip(codes, encoded(boxes[match], anchor), strict=True))
-    assert float(losses["classification"]) == pytest.approx(focal / positives, rel=1e-4)
-    assert float(losses["bbox_regression"]) == pytest.approx(box / positives, rel=1e-4)
+    assert float(losses["classification"].detach()) == pytest.approx(focal / positives, rel=1e-4)
+    assert float(losses["bbox_regression"].detach()) == pytest.approx(box / positives, rel=1e-4)
 
 
 def test_retinanet_moving_normaliser():
@@ -174,7 +180,7 @@ def test_retinanet_moving_normaliser():
     plain = scored(small(head="retinanet", definition="detectron2", settings={"dense_normaliser": "image"}))
     batch, wanted = images(), [TARGETS[0]]
     usual = 100.0
-    image = {name: float(value) for name, value in seeded(plain.train(), batch, wanted).items()}
+    image = {name: float(value.detach()) for name, value in seeded(plain.train(), batch, wanted).items()}
     count = sum(
         match >= 0 for match in assigned(all_anchors(net.head.anchors), wanted[0]["boxes"].tolist(), 0.5, 0.4, 0.0)
     )
@@ -183,7 +189,7 @@ def test_retinanet_moving_normaliser():
         losses = seeded(net.train(), batch, wanted)
         usual = 0.9 * usual + 0.1 * count
         for name, value in losses.items():
-            assert float(value) == pytest.approx(image[name] * count / usual, rel=1e-3)
+            assert float(value.detach()) == pytest.approx(image[name] * count / usual, rel=1e-3)
 
 
 def test_rpn_losses():
@@ -203,8 +209,8 @@ def test_rpn_losses():
             bce += math.log1p(math.exp(-logit if match >= 0 else logit))
             if match >= 0:
                 box += sum(abs(a - b) for a, b in zip(code, encoded(boxes[match], anchor), strict=True))
-    assert float(losses["loss_objectness"]) == pytest.approx(bce / count, rel=1e-4)
-    assert float(losses["loss_rpn_box_reg"]) == pytest.approx(box / count, rel=1e-4)
+    assert float(losses["loss_objectness"].detach()) == pytest.approx(bce / count, rel=1e-4)
+    assert float(losses["loss_rpn_box_reg"].detach()) == pytest.approx(box / count, rel=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["smooth_l1", "giou"])
@@ -215,7 +221,8 @@ def test_box_losses_of_regions(kind):
     original = net.head._regions
     net.head._regions = lambda *args: regions.append(original(*args)) or regions[-1]
     losses, ((logits, codes),) = head_outputs(net, net.head.box_stages[0], images(*[(64, 64)] * 3))
-    ce = box = row = 0.0
+    ce = box = 0.0
+    row = 0
     logits, codes = logits.tolist(), codes.tolist()
     for one, known in zip(regions, TARGETS, strict=True):
         boxes = known["boxes"].tolist()
@@ -231,10 +238,27 @@ def test_box_losses_of_regions(kind):
                     box += sum(abs(a - b) for a, b in zip(code, wanted, strict=True))
                 else:
                     box += 1 - giou(decoded(code, region, stds), boxes[match])
-            row += 1 if isinstance(row, int) else 0
+            row += 1
     assert row == len(logits)
-    assert float(losses["loss_classifier"]) == pytest.approx(ce / row, rel=1e-4)
-    assert float(losses["loss_box_reg"]) == pytest.approx(3 * box / row, rel=1e-4)
+    assert float(losses["loss_classifier"].detach()) == pytest.approx(ce / row, rel=1e-4)
+    assert float(losses["loss_box_reg"].detach()) == pytest.approx(3 * box / row, rel=1e-4)
+
+
+def test_an_objects_best_region_is_its_own_in_mask_rcnn_only():
+    boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 14]])
+    proposals = torch.tensor([[0.0, 0, 10, 11]])
+    for head, wanted in (("mask_rcnn", 1), ("faster_rcnn", 0), ("cascade_mask_rcnn", 0)):
+        matcher = small(head=head).head.box_stages[0].matcher
+        assert matcher(objects_at(boxes), proposals).tolist() == [wanted]
+        # below the threshold there is no best one
+        assert matcher(objects_at(boxes), torch.tensor([[0.0, 0, 4, 11]])).tolist() == [-1]
+
+
+@pytest.mark.parametrize(("kind", "wanted"), [("floored", 3 + 1 + 1 + 5), ("sampled", 3 + 5), ("batch", 128)])
+def test_what_losses_of_anchors_are_divided_by(kind, wanted):
+    rpn = small(head="faster_rcnn", settings={"rpn_normaliser": kind}).head.rpn
+    flags = [torch.ones(3), torch.zeros(2)], [torch.zeros(3), torch.ones(5)]
+    assert rpn._divisor(*flags) == wanted
 
 
 def decoded(code, region, stds):

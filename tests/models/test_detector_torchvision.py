@@ -47,7 +47,7 @@ def theirs(net, head):
         "image_std": net.options["image_std"],
     }
     if head == "retinanet":
-        other = RetinaNet(Levels(net), CLASSES + 1, **common)
+        other = RetinaNet(Levels(net), CLASSES + 1, detections_per_img=10_000, **common)
     else:
         levels = ["0", "1", "2", "3"]
         sizes = tuple((size,) for size in (32, 64, 128, 256, 512))
@@ -82,8 +82,10 @@ def theirs(net, head):
     return other
 
 
-def pair(head, **options):
-    net = scored(small(head=head, definition="torchvision", num_classes=CLASSES, **options))
+def pair(head):
+    # they keep boxes that lie beyond the image, as lines on its edge, which may take the last places
+    settings = {"detections_per_img": 10_000} if head == "retinanet" else {}
+    net = scored(small(head=head, definition="torchvision", num_classes=CLASSES, settings=settings))
     if head == "retinanet":
         # their slot of the background learns nothing, but is scored
         with torch.no_grad():
@@ -108,8 +110,9 @@ def test_losses_and_detections_are_torchvisions(head):
         for a, b in zip(net.eval()(batch), other.eval()(batch), strict=True):
             assert len(a["scores"]) > 5
             assert a.keys() == b.keys()
+            wide = (b["boxes"][:, 2:] - b["boxes"][:, :2] > 1e-2).all(dim=1)
             for name, value in a.items():
-                torch.testing.assert_close(value, b[name], rtol=1e-4, atol=1e-4, msg=name)
+                torch.testing.assert_close(value, b[name][wide], rtol=1e-4, atol=1e-4, msg=name)
 
 
 def test_one_stage_of_cascade_is_mask_rcnn_and_so_torchvisions():

@@ -109,7 +109,7 @@ def test_parts_of_a_file():
 
 def test_a_pyramid_keeps_its_values():
     source = segmenter()
-    target = visionmlp.create_segmenter(backbone(), num_classes=5, out_channels=6)
+    target = visionmlp.create_segmenter(backbone(), num_classes=5, channels=8, out_channels=6)
     visionmlp.load_official_dense(target, authors_state(source), only=["backbone"])
     assert equal(target.backbone.state_dict(), source.backbone.state_dict())
 
@@ -142,9 +142,11 @@ def test_what_does_not_fit(tmp_path):
     with pytest.raises(CheckpointError, match=r"go into a \.pth file"):
         visionmlp.save_official_dense(tmp_path / "m.safetensors", net)
     with pytest.raises(CheckpointError, match="only four-stage families fit"):
-        visionmlp.save_official_dense(tmp_path / "m.pth", visionmlp.create_segmenter("mlpmixer_test", num_classes=3))
+        visionmlp.save_official_dense(
+            tmp_path / "m.pth", visionmlp.create_segmenter("mlpmixer_test", num_classes=3, channels=8)
+        )
     with pytest.raises(CheckpointError, match="no authors' code"):
         visionmlp.save_official_dense(
-            tmp_path / "m.pth", visionmlp.create_segmenter("sparsemlp_moe_test", num_classes=3)
+            tmp_path / "m.pth", visionmlp.create_segmenter("sparsemlp_moe_test", num_classes=3, channels=8)
         )
     assert not list(tmp_path.iterdir())

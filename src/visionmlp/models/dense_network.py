@@ -198,7 +198,8 @@ def load_dense(path: str | os.PathLike[str]) -> tuple[DenseNetwork, DenseInfo]:
     try:
         with safe_open(path, framework="pt") as archive:
             text = (archive.metadata() or {}).get(METADATA_KEY)
-            state = {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118 (no mapping)
+            # copies: in a file's memory tensors are not aligned, and products of such round in another order
+            state = {name: archive.get_tensor(name).clone() for name in archive.keys()}  # noqa: SIM118 (no mapping)
     except (OSError, SafetensorError, ValueError) as error:
         raise CheckpointError(f"{path} is truncated or not a safetensors file") from error
     if text is None:
@@ -298,5 +299,5 @@ def _info(text: str, source: str, *, tensors: int) -> DenseInfo:
     names, count = fields.get("class_names"), fields["options"].get("num_classes")
     of_all = isinstance(names, list) and all(isinstance(name, str) for name in names) and len(names) == count
     _require(names is None or of_all, "class_names")
-    known = (field.name for field in dataclasses.fields(DenseInfo) if field.name != "source")
-    return DenseInfo(**{name: fields.get(name) for name in known}, source=source)
+    known = {field.name for field in dataclasses.fields(DenseInfo) if field.name != "source"}
+    return DenseInfo(**{name: value for name, value in fields.items() if name in known}, source=source)

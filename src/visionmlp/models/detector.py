@@ -117,6 +117,14 @@ class Detector(DenseNetwork):
                     f"image {index} must be floating-point ({channels}, H, W) with values from 0 to 1, "
                     f"got {image.dtype} {tuple(image.shape)}"
                 )
+            short, long = sorted(image.shape[1:])
+            sizes, longest = self.options["min_size"], self.options["max_size"]
+            # the longer side is cut to max_size, and what is left of the shorter one may be nothing
+            if short < 1 or int(short * min(min(sizes) / short, longest / long)) < 1:
+                raise DataError(
+                    f"image {index} of {size_text(image.shape[1:])} is too thin: with a longer side of {longest} its "
+                    "shorter one has no pixel; crop it, or leave it out"
+                )
         return list(images)
 
     def _found(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
@@ -178,11 +186,13 @@ def create_detector(
     model = dense_backbone(backbone, img_size=img_size)
     chosen = settings_of(head, definition, settings)
     for name, value in (("num_classes", num_classes), ("fpn_channels", fpn_channels)):
-        if not isinstance(value, int) or value < 1:
+        if type(value) is not int or value < 1:
             raise InvalidConfig(f"{name} must be a whole number of at least 1, got {value!r}")
+    if tile_overlap is not None and type(tile_overlap) is not int:
+        raise InvalidConfig(f"tile_overlap must be a whole number of pixels, got {tile_overlap!r}")
     side = _only_side(model) if tile_overlap is None else None
-    sizes = _sizes(min_size, side or _MIN_SIZE)
-    longest = _sizes(max_size, side or _MAX_SIZE)[-1]
+    sizes = _sizes("min_size", min_size, side or _MIN_SIZE)
+    (longest,) = _sizes("max_size", None if max_size is None else [max_size], side or _MAX_SIZE)
     if side is not None and longest > side:
         raise InvalidConfig(
             f"{model.name} as built takes {size_text(model.config.img_size)} only, so max_size can be at most {side}; "
@@ -239,10 +249,10 @@ def _only_side(model: Backbone) -> int | None:
     return height
 
 
-def _sizes(given: int | Sequence[int] | None, default: int) -> list[int]:
+def _sizes(name: str, given: int | Sequence[int] | None, default: int) -> list[int]:
     sizes = [default] if given is None else [given] if isinstance(given, int) else list(given)
-    if not sizes or not all(isinstance(size, int) and size >= 1 for size in sizes):
-        raise InvalidConfig(f"min_size and max_size must be whole numbers of pixels, got {given!r}")
+    if not sizes or not all(type(size) is int and size >= 1 for size in sizes):
+        raise InvalidConfig(f"{name} must be whole numbers of pixels, got {given!r}")
     return sizes
 
 

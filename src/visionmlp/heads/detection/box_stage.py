@@ -44,10 +44,11 @@ class BoxStage(nn.Module):
             self.convs.extend(ConvNormAct(width, width, 3) for _ in range(_CONVS))
         depth = 1 if settings.box_head == "4conv1fc" else 2
         widths = [width * BOX_BINS**2] + [settings.fc_channels] * depth
-        self.fcs = nn.ModuleList(Linear(a, b) for a, b in itertools.pairwise(widths))
+        layers = [Linear(a, b) for a, b in itertools.pairwise(widths)]
+        self.fcs = nn.ModuleList(layers)
         self.cls_score = Linear(widths[-1], num_classes + 1)
         self.bbox_pred = Linear(widths[-1], 4 * (1 if settings.class_agnostic else num_classes + self.skipped))
-        for layer in self.fcs:
+        for layer in layers:
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
         for layer, std in ((self.cls_score, 0.01), (self.bbox_pred, 0.001)):

@@ -70,6 +70,8 @@ def pasted(masks: Tensor, boxes: Tensor, size: tuple[int, int], settings: Detect
     for index, (mask, box) in enumerate(zip(masks, boxes, strict=True)):
         x1, y1, x2, y2 = box.tolist()
         columns, rows = _window(x1, x2, size[1]), _window(y1, y2, size[0])
+        if not (len(rows) and len(columns)):
+            continue
         x = _places(columns, x1, x2, masks)
         y = _places(rows, y1, y2, masks)
         grid = torch.stack([x.expand(len(y), -1), y[:, None].expand(-1, len(x))], dim=-1)
