@@ -72,7 +72,6 @@ SCALED = {
     "head_channels",
     "auxiliary_channels",
     "neck_channels",
-    "pictures",
 }
 
 
