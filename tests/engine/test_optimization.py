@@ -94,6 +94,36 @@ def test_schedules() -> None:
     assert rates(schedule="step", decay_epochs=3, decay_rate=0.5, **timm) == pytest.approx(warm + stairs)
 
 
+def test_milestones_count_from_the_runs_start() -> None:
+    """mmdet's 1x in small: the first step behind a milestone is the first of the lower rate, whatever the warm-up."""
+    common: dict[str, Any] = {"epochs": 10, "schedule": "step", "decay_milestones": [5.0, 8.5]}
+    stairs = [1.0] * 20 + [0.1] * 14 + [0.01] * 6
+    warm = [0.2 + 0.8 * step / 4 for step in range(4)]
+    assert rates(**common) == pytest.approx(stairs)
+    for prefix in (True, False):
+        given = rates(**common, warmup_epochs=1, warmup_lr=0.2, warmup_prefix=prefix)
+        assert given == pytest.approx(warm + stairs[4:])
+    given = rates(**common, warmup_steps=4, warmup_ratio=0.2)
+    assert given == pytest.approx(warm + stairs[4:])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"schedule": "cosine", "decay_milestones": [3]},
+            "decay_milestones are the step schedule's; give schedule step",
+        ),
+        ({"decay_milestones": [3, 2]}, r"decay_milestones must be positive and rise, got \[3, 2\]"),
+        ({"decay_milestones": [0]}, "must be positive and rise"),
+        ({"decay_milestones": [8, 10]}, "end at step 40, but the run has 40; give earlier ones"),
+    ],
+)
+def test_milestones_that_cannot_be(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidConfig, match=message):
+        rates(**{"epochs": 10, "schedule": "step", **options})
+
+
 @pytest.mark.parametrize("schedule", ["cosine", "linear"])
 @pytest.mark.parametrize("warmup_epochs", [1, 5, 9])
 def test_a_schedule_has_no_cliff_behind_its_warm_up(schedule: str, warmup_epochs: int) -> None:
