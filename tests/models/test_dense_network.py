@@ -219,5 +219,5 @@ def test_a_dense_checkpoint_is_no_classifier(network, tmp_path, capsys):
         visionmlp.load_model("cyclemlp_test", checkpoint=path)
     with pytest.raises(CheckpointError, match="Segmenter is neither a model"):
         visionmlp.save_checkpoint(path, network)
-    assert main(["export", str(path), "--output", str(tmp_path / "m.onnx")]) == 2
+    assert main(["deploy", str(path), "--output", str(tmp_path / "deploy.safetensors")]) == 2
     assert "not a classifier" in capsys.readouterr().err
