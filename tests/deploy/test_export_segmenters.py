@@ -58,7 +58,7 @@ def error_of(network, session, images: torch.Tensor) -> float:
 
 def test_one_graph_for_many_sizes_in_both_formats(tmp_path, monkeypatch) -> None:
     """UperNet on a family of any size; the graph is made once for both, which takes seconds."""
-    network, info = segmenter("asmlp_test", head="upernet", fields={"blocks": (1, 1), "shift_size": 3})
+    network, info = segmenter("cyclemlp_test", head="upernet", fields={"blocks": (1, 1)})
     real, made = module.export_program, []
 
     def export_once(*arguments, **options):
