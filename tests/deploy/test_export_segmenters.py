@@ -18,7 +18,7 @@ from visionmlp.errors import InvalidConfig, InvalidImageSize
 from visionmlp.heads.upernet import UperNetHead
 from visionmlp.layers.fusible import is_training_form
 from visionmlp.layers.part_means import PartMeans, part_means
-from visionmlp.models.dense import PYRAMID_STRIDES, DenseFeatures, crop
+from visionmlp.models.dense import DenseFeatures, crop
 from visionmlp.models.dense_network import DenseInfo, DenseNetwork
 from visionmlp.models.segmenter import Segmenter
 
@@ -61,24 +61,26 @@ def error_of(network, session, images: torch.Tensor) -> float:
 
 
 class Strided(DenseFeatures):
-    """Levels of an image by one convolution each: a family's own take PyTorch's exporter many seconds."""
+    """Two levels of an image by one convolution each: a family's own take PyTorch's exporter many seconds."""
+
+    STRIDES = (4, 32)
 
     def __init__(self, model) -> None:
         super().__init__()
         self.model = model
-        self.convs = nn.ModuleList(nn.Conv2d(3, 4, stride, stride=stride) for stride in PYRAMID_STRIDES)
+        self.convs = nn.ModuleList(nn.Conv2d(3, 4, stride, stride=stride) for stride in self.STRIDES)
         self.feature_info = FeatureInfo(
-            [{"module": "", "num_chs": 4, "reduction": stride} for stride in PYRAMID_STRIDES], (0, 1, 2, 3)
+            [{"module": "", "num_chs": 4, "reduction": stride} for stride in self.STRIDES], (0, 1)
         )
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
-        return crop([conv(x) for conv in self.convs], PYRAMID_STRIDES, x.shape[2:])
+        return crop([conv(x) for conv in self.convs], self.STRIDES, x.shape[2:])
 
 
 def test_one_graph_for_many_sizes_in_both_formats(tmp_path, monkeypatch) -> None:
     """UperNet on a family of any size; the graph is made once for both formats."""
     network, info = segmenter("asmlp_test", head="upernet")
-    head = UperNetHead([4] * 4, 3, channels=4)
+    head = UperNetHead([4, 4], 3, channels=4)
     network = Segmenter(Strided(network.backbone), head, network.options).eval()
     real, made = module.export_program, []
 
