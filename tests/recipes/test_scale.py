@@ -56,6 +56,8 @@ SCALED = {
     "bottleneck_dim",
     "projector_dim",
     "projector_hidden",
+    "settings",
+    "max_detections",
     "min_size",
     "max_size",
     "crop_resize",

@@ -51,11 +51,14 @@ _SMOKE_MOST = {
     "projector_hidden": 32,
     "knn_k": 5,
     "fpn_channels": 16,
-    "pictures": 2,
+    "max_detections": 10,
+    "pictures": 1,
 }
 # detectors' sizes in pixels, and what they are divided by: a short side of 800 becomes 200 or 64
 _DETECTION_PIXELS = ("min_size", "max_size", "crop_resize", "crop_range")
 _SMALL_DIVISOR, _SMOKE_DIVISOR = 4.0, 12.5
+_SMOKE_REGIONS = {"fc_channels": 16, "roi_batch": 16, "rpn_post_nms": (32, 32)}
+"""Settings of heads with regions."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -232,6 +235,8 @@ def _resized(config: ConfigT, size: _Size) -> ConfigT:
             changes[name] = max(1, round(getattr(config, name) * closer))
     if isinstance(config, DetectConfig):
         changes["img_size"] = config.img_size
+        if size.divisor == _SMOKE_DIVISOR and config.head != "retinanet":
+            changes["settings"] = {**config.settings, **_SMOKE_REGIONS}
         for name in _DETECTION_PIXELS:
             if (given := getattr(config, name)) is not None:
                 changes[name] = _divided(given, size.divisor)

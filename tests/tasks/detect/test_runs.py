@@ -250,6 +250,7 @@ def test_layers_of_the_backbone_learn_more_slowly(data: Path, tmp_path: Path) ->
         ({"crop_range": [9, 3]}, "crop_range must be two sizes in pixels, the smaller first"),
         ({"frozen_stages": -2}, "frozen_stages must be at least -1"),
         ({"max_detections": 0}, "max_detections must be at least 1"),
+        ({"settings": {"detections_per_img": 5}}, "which is max_detections here; give that"),
         ({"pictures": -1}, "pictures must not be negative"),
         ({"head": "yolo"}, "head must be one of retinanet, faster_rcnn"),
     ],

@@ -119,6 +119,10 @@ class DetectConfig(ImageTrainingConfig):
         self.require(self.frozen_stages >= -1, f"frozen_stages must be at least -1, got {self.frozen_stages}")
         for name in ("max_detections", "fpn_channels"):
             self.require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+        self.require(
+            "detections_per_img" not in self.settings,
+            "settings has detections_per_img, which is max_detections here; give that",
+        )
         self.require(self.pictures >= 0, f"pictures must not be negative, got {self.pictures}")
         self.require(
             self.precision != "bf16-true",
