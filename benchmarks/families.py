@@ -28,14 +28,14 @@ MODELS = {
     "Sparse-MLP (MoE)": "sparsemlp_moe_s",
 }
 SIZES = {"Vision Permutator": (70, 126), "DynaMixer": (70, 126)}
-EPOCHS = (20, 6)
+EPOCHS = (12, 3)
 COMMON = [
-    *("--batch-size", "64", "--drop-path-rate", "0", "--crop-scale", "0.35", "1", "--label-smoothing", "0.1"),
-    *("--weight-decay", "0.1", "--num-workers", "1", "--threads", "2", "--seed", "0"),
+    *("--batch-size", "32", "--drop-path-rate", "0", "--crop-scale", "0.35", "1", "--label-smoothing", "0.1"),
+    *("--weight-decay", "0.1", "--clip-grad", "5", "--num-workers", "1", "--threads", "2", "--seed", "0"),
 ]
 STAGES = (
-    ("--epochs", str(EPOCHS[0]), "--lr", "0.001", "--warmup-epochs", "2"),
-    ("--epochs", str(EPOCHS[1]), "--lr", "0.0005", "--warmup-epochs", "0.5"),
+    ("--epochs", str(EPOCHS[0]), "--lr", "0.001", "--warmup-epochs", "1"),
+    ("--epochs", str(EPOCHS[1]), "--lr", "0.0005", "--warmup-epochs", "0.25"),
 )
 
 
