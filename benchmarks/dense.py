@@ -12,7 +12,6 @@ Writes the part "speed" of docs/results/dense.md, between its markers, and the r
 import argparse
 import dataclasses
 import json
-import re
 import resource
 import statistics
 import subprocess
@@ -23,6 +22,7 @@ from pathlib import Path
 import torch
 
 import visionmlp
+from runs import fill_part
 from visionmlp.bench.bench import Measurement, bench, write_rows
 from visionmlp.measure.catalog import count_macs
 from visionmlp.measure.timing import describe_machine, peak_memory
@@ -49,13 +49,6 @@ COLUMNS = (
     *("params", "macs", "images_per_second", "p50_ms", "calls", "peak_mib"),
 )
 
-PAGE = """# Dense prediction
-
-## Speed
-
-<!-- generated: speed -->
-<!-- end -->
-"""
 SPEED = """{machine}. Deploy form, float32, PyTorch.
 
 One image of {side}x{side}: the feature levels that a head takes, and UperNet (512 channels, 150 classes) on them, in
@@ -188,11 +181,9 @@ def main() -> None:
         csv=table.name,
         threads=args.threads,
     )
-    page = args.document.read_text() if args.document.exists() else PAGE
-    part = re.compile(r"(<!-- generated: speed -->\n).*?(<!-- end -->)", re.DOTALL)
-    if not part.search(page):
-        page += "\n" + PAGE.partition("\n\n")[2]
-    args.document.write_text(part.sub(lambda match: f"{match[1]}\n{speed}\n{match[2]}", page))
+    if not args.document.exists():
+        args.document.write_text("# Dense prediction\n")
+    fill_part(args.document, "speed", speed)
 
 
 if __name__ == "__main__":

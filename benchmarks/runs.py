@@ -3,6 +3,7 @@
 import argparse
 import csv
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -53,3 +54,12 @@ def deploy_error(run: Path) -> float:
         expected = model(images)
         error = (visionmlp.reparameterize(model)(images) - expected).abs().max() / expected.abs().max()
     return error.item()
+
+
+def fill_part(page: Path, name: str, text: str) -> None:
+    """Replace what stands between a page's markers of a name; a page without them gets the part at its end."""
+    part = re.compile(rf"(<!-- generated: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+    written = page.read_text()
+    if not part.search(written):
+        written += f"\n## {name.capitalize()}\n\n<!-- generated: {name} -->\n<!-- end -->\n"
+    page.write_text(part.sub(lambda match: f"{match[1]}\n{text}\n{match[2]}", written))
