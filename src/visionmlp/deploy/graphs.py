@@ -54,6 +54,10 @@ class Sides:
         """Whether the graph takes images of this height or width."""
         return side >= self.least and side % self.step == 0
 
+    def fitting(self, side: int) -> int:
+        """The smallest side that fits, of those that are not smaller."""
+        return max(self.least, -(-side // self.step) * self.step)
+
 
 def dynamic_sides(network: Network) -> Sides:
     """Image sides that one graph of this model can take.

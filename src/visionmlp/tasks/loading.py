@@ -74,7 +74,7 @@ def load_served(options: ServedOptions) -> tuple[Backbone | SessionModel, Checkp
         session = open_session(path, runtime=options.runtime, threads=options.threads)
         if session.metadata.task != DEFAULT:
             raise InvalidConfig(
-                f"{path} holds a network for {session.metadata.task}; only classifiers are served from exported files"
+                f"{path} holds a network for {session.metadata.task}; give --task {session.metadata.task}"
             )
     else:
         model, info = _load_trained(options)

@@ -21,7 +21,7 @@ from visionmlp.engine.run_folder import Table
 from visionmlp.errors import InvalidConfig
 from visionmlp.models.segmenter import Segmenter
 from visionmlp.tasks.register import load_task
-from visionmlp.tasks.segment.building import (
+from visionmlp.tasks.segment.building import Preparation, evaluation_batches, own_preparation
     Preparation,
     build_network,
     evaluation_batches,
@@ -103,14 +103,15 @@ def test_the_network_comes_back(trained: Path) -> None:
     network, info = visionmlp.load_dense(trained)
     assert isinstance(network, Segmenter)
     assert info.class_names == ["sky", "road", "car"]
-    preparation = Preparation.from_saved(info.preprocessing, network)
+    own = own_preparation(network.backbone, network.num_classes)
+    preparation = Preparation.from_saved(info.preprocessing, own)
     assert preparation.to_saved() == info.preprocessing
     with pytest.raises(InvalidConfig, match="unknown wings"):
-        Preparation.from_saved({**info.preprocessing, "wings": 2}, network)
+        Preparation.from_saved({**info.preprocessing, "wings": 2}, own)
     with pytest.raises(InvalidConfig, match="does not fit the network"):
-        Preparation.from_saved({**info.preprocessing, "palette": [[1, 2, 3]]}, network)
+        Preparation.from_saved({**info.preprocessing, "palette": [[1, 2, 3]]}, own)
     with pytest.raises(InvalidConfig, match="cannot be used"):
-        Preparation.from_saved({**info.preprocessing, "window": 7}, network)
+        Preparation.from_saved({**info.preprocessing, "window": 7}, own)
 
 
 def test_eval_repeats_the_runs_scores(trained: Path, tmp_path: Path, capsys: Any) -> None:
@@ -191,7 +192,7 @@ def test_images_of_different_sizes_are_evaluated_one_by_one(trained: Path, tmp_p
     pairs = open_pairs(tmp_path, "validation", num_classes=3)
     network, info = visionmlp.load_dense(trained)
     assert isinstance(network, Segmenter)
-    preparation = Preparation.from_saved(info.preprocessing, network)
+    preparation = Preparation.from_saved(info.preprocessing, own_preparation(network.backbone, network.num_classes))
     found = []
     for size, mode in ((1, "whole"), (4, "whole"), (4, "slide")):
         inference = dataclasses.replace(preparation.inference, mode=mode, window=(32, 32), stride=(20, 20))

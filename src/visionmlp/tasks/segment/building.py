@@ -67,13 +67,16 @@ class Preparation:
         }
 
     @classmethod
-    def from_saved(cls, values: Mapping[str, Any], network: Segmenter) -> "Preparation":
-        """The inverse; what a checkpoint does not say is the backbone's own.
+    def from_saved(cls, values: Mapping[str, Any], own: "Preparation") -> "Preparation":
+        """The inverse.
+
+        Args:
+            values: saved with the weights.
+            own: stands for what these do not say.
 
         Raises:
             InvalidConfig: for values that `to_saved` does not give.
         """
-        own = _own_preparation(network.backbone, network.num_classes)
         known = {
             "mean",
             "std",
@@ -102,7 +105,7 @@ class Preparation:
             result = dataclasses.replace(own, inference=inference, **tuples, **given)
         except (TypeError, ValueError) as error:
             raise InvalidConfig(f"the preprocessing saved with the weights cannot be used: {error}") from error
-        if inference.mode not in ("whole", "slide") or len(result.palette) != network.num_classes:
+        if inference.mode not in ("whole", "slide") or len(result.palette) != len(own.palette):
             raise InvalidConfig("the preprocessing saved with the weights does not fit the network")
         return result
 
@@ -112,7 +115,8 @@ def _pair(values: Sequence[int]) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def _own_preparation(backbone: Backbone, num_classes: int) -> Preparation:
+def own_preparation(backbone: Backbone, num_classes: int) -> Preparation:
+    """What is done to images where a checkpoint says nothing."""
     own = default_preprocessing(backbone)
     size = backbone.config.img_size
     return Preparation(

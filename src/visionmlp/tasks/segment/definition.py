@@ -19,9 +19,18 @@ if TYPE_CHECKING:
 class SegmenterOptions:
     """Which network, and how it looks at images."""
 
-    model: str = option("run folder or checkpoint file (.safetensors)", metavar="MODEL", positional=True)
-    device: str = option("cpu, cuda, cuda:1, ...", "cpu", metavar="NAME")
-    threads: int | None = option("CPU threads; default: PyTorch's choice", None)
+    model: str = option(
+        "run folder, checkpoint file (.safetensors) or exported file (.onnx, .xml, .pt2)",
+        metavar="MODEL",
+        positional=True,
+    )
+    runtime: Literal["torch", "onnxruntime", "openvino", "aotinductor"] | None = option(
+        "what runs an exported file; default: what it was exported for; machine code runs only where aotinductor is "
+        "given",
+        None,
+    )
+    device: str = option("cpu, cuda, cuda:1, ...; exported files run on cpu", "cpu", metavar="NAME")
+    threads: int | None = option("CPU threads; default: the runtime's choice", None)
     inference: Literal["whole", "slide"] | None = option(
         "whole images or sliding windows; default: as in the network's training", None
     )

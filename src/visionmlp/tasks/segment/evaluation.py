@@ -68,7 +68,7 @@ def evaluate(
     Raises:
         DataError: if the data cannot be used.
     """
-    network, _, preparation, _ = served
+    network, preparation = served.network, served.preparation
     batches = evaluation_batches(
         pairs,
         preparation.transform(scales),
@@ -117,10 +117,7 @@ def _scores(
 ) -> Scores:
     numbers, inference = metric.compute(), served.preparation.inference
     record = {
-        "model": served.info.model,
-        "head": served.info.options["head"],
-        "form": served.info.form,
-        "weights": served.info.source,
+        **served.record,
         "data": data,
         "split": options.split,
         "inference": inference.mode,
@@ -134,9 +131,11 @@ def _scores(
         "skipped": len(pairs) - metric.images,
         "images_per_second": rate,
     }
+    model, head = served.record["model"], served.record["head"]
+    network = model if head is None else f"{head} on {model}"
     views = ", multi-scale" * (options.scales != (1.0,)) + ", flip" * options.flip
     return Scores(
-        title=f"{record['head']} on {served.info.model}, {data} ({options.split}), {inference.mode}{views}",
+        title=f"{network}, {data} ({options.split}), {inference.mode}{views}",
         columns={
             "mIoU %": _text(numbers["miou"], 2),
             "pixel accuracy %": _text(numbers["pixel_accuracy"], 2),

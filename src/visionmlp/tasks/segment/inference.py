@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from visionmlp.deploy.session import SessionModel
 from visionmlp.errors import InvalidConfig
 
 _CHUNK = 2**24
@@ -111,8 +112,22 @@ class Inference:
 
 
 def segmenter_logits(network: nn.Module) -> Logits:
-    """The logits of a `visionmlp.models.segmenter.Segmenter` at the head's own stride."""
-    return lambda images: network(images, auxiliary=True)[0]
+    """The logits of a `visionmlp.models.segmenter.Segmenter` at the head's own stride, or of an exported file.
+
+    A file that takes multiples of a side only gets zeros on the right and at the bottom.
+    """
+    if not isinstance(network, SessionModel):
+        return lambda images: network(images, auxiliary=True)[0]
+    sides = network.session.metadata.sides
+
+    def of_file(images: Tensor) -> Tensor:
+        if sides is None:
+            return network(images)
+        height, width = images.shape[2:]
+        padding = (0, sides.fitting(width) - width, 0, sides.fitting(height) - height)
+        return network(F.pad(images, padding))[..., :height, :width]
+
+    return of_file
 
 
 def window_starts(side: int, window: int, stride: int) -> list[int]:
