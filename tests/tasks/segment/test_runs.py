@@ -21,10 +21,11 @@ from visionmlp.engine.run_folder import Table
 from visionmlp.errors import InvalidConfig
 from visionmlp.models.segmenter import Segmenter
 from visionmlp.tasks.register import load_task
-from visionmlp.tasks.segment.building import Preparation, evaluation_batches, own_preparation
+from visionmlp.tasks.segment.building import (
     Preparation,
     build_network,
     evaluation_batches,
+    own_preparation,
     preparation_of,
     shown_numbers,
 )

@@ -1,6 +1,5 @@
 """Train image classifiers."""
 
-import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,9 +9,8 @@ from torch import nn
 from visionmlp.data import BadImageLog, Preprocessing
 from visionmlp.data.sources import ImageSource
 from visionmlp.data.summary import RunData
-from visionmlp.engine import RunFolder, fit
-from visionmlp.engine.launch import agree, as_launched, launch, on_rank_zero
-from visionmlp.errors import require
+from visionmlp.engine import RunFolder
+from visionmlp.engine.launch import agree, on_rank_zero
 from visionmlp.models.backbone import Backbone
 from visionmlp.models.checkpoint import save_checkpoint
 from visionmlp.tasks.building import build_backbone, evaluation_batches, open_data, synchronise, training_batches
@@ -23,6 +21,7 @@ from visionmlp.tasks.classify.figures import write_confusion, write_report
 from visionmlp.tasks.classify.metrics import ClassificationMetric
 from visionmlp.tasks.classify.task import Classification
 from visionmlp.tasks.definition import TrainResult
+from visionmlp.tasks.running import Prepared, config_of_run, launched_config, run_training
 
 __all__ = ["ClassifyConfig", "Evaluation", "TrainResult", "build_model", "evaluate", "read_config", "train"]
 
@@ -41,19 +40,15 @@ def train(config: ClassifyConfig, *, resume: bool = False) -> TrainResult:
         VisionMLPError: for everything that a user can act on.
         KeyboardInterrupt: at SIGINT or SIGTERM, when all is saved.
     """
-    require("matplotlib", extra="plots")  # now rather than behind the training
-    config = as_launched(config)
-    return launch(config, lambda fabric: _train(fabric, config, resume))
+    config = launched_config(config)
+    return run_training(
+        config, lambda fabric, run, log: _prepared(fabric, config, run, log), write_report, resume=resume
+    )
 
 
 def read_config(folder: Path) -> ClassifyConfig:
-    """The configuration of a run.
-
-    Raises:
-        RunFolderError: if there is none.
-        InvalidConfig: if it was edited and breaks a rule.
-    """
-    return ClassifyConfig.from_plain(RunFolder(folder).read_config())
+    """See `config_of_run`."""
+    return config_of_run(folder, ClassifyConfig)
 
 
 def build_model(config: ClassifyConfig, num_classes: int) -> Backbone:
@@ -119,15 +114,13 @@ def open_task(
     return task, distillation
 
 
-def _train(fabric: "Fabric", config: ClassifyConfig, resume: bool) -> TrainResult:
+def _prepared(fabric: "Fabric", config: ClassifyConfig, run: RunFolder, log: BadImageLog) -> Prepared:
     # rank 0 first, so that it alone downloads
     training_source, evaluation_source = on_rank_zero(fabric, lambda: open_data(config))
     class_names = training_source.class_names
     model = agree(fabric, lambda: build_model(config, len(class_names)))
     synchronise(model, config, fabric)
     preprocessing = config.preprocessing(model)
-    run = RunFolder(config.output)
-    log = BadImageLog(config.on_bad_image, run.bad_images)
     training = training_batches(
         config,
         fabric,
@@ -148,22 +141,13 @@ def _train(fabric: "Fabric", config: ClassifyConfig, resume: bool) -> TrainResul
         write_weights(run.model, weights)
         write_confusion(run.confusion, metric.confusion, class_names)
 
-    with contextlib.ExitStack() as stack:
-        for opened in (training, evaluation, distillation):
-            if opened is not None:
-                stack.callback(opened.close)
-        result = fit(
-            fabric=fabric,
-            model=model,
-            task=task,
-            training=training,
-            evaluation=evaluation,
-            config=config,
-            run=run,
-            write_weights=write_weights,
-            keep_best=keep_best,
-            data=RunData(training=training_source.summary(), evaluation=evaluation_source.summary()),
-            resume=resume,
-        )
-    on_rank_zero(fabric, lambda: write_report(run.path))
-    return TrainResult.of(result, config, rank=fabric.global_rank)
+    return Prepared(
+        model=model,
+        task=task,
+        training=training,
+        evaluation=evaluation,
+        data=RunData(training=training_source.summary(), evaluation=evaluation_source.summary()),
+        write_weights=write_weights,
+        keep_best=keep_best,
+        opened=(training, evaluation, distillation),
+    )

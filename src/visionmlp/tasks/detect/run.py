@@ -1,6 +1,5 @@
 """Train detectors."""
 
-import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,8 +8,8 @@ from torch import nn
 
 from visionmlp.data import BadImageLog
 from visionmlp.data.loading import EpochOrder, EvaluationLoader, TrainingLoader
-from visionmlp.engine import RunFolder, fit
-from visionmlp.engine.launch import agree, as_launched, launch, on_rank_zero
+from visionmlp.engine import RunFolder
+from visionmlp.engine.launch import agree
 from visionmlp.errors import DataError, require
 from visionmlp.models.dense_network import save_dense
 from visionmlp.models.detector import Detector, create_detector
@@ -24,6 +23,7 @@ from visionmlp.tasks.detect.figures import Pictures, write_report
 from visionmlp.tasks.detect.metrics import CocoMetric
 from visionmlp.tasks.detect.samples import AnnotatedImages, ForTraining, collate, for_evaluation, mode_of
 from visionmlp.tasks.detect.task import Detection
+from visionmlp.tasks.running import Prepared, config_of_run, launched_config, run_training
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -40,21 +40,16 @@ def train(config: DetectConfig, *, resume: bool = False) -> TrainResult:
         VisionMLPError: for everything that a user can act on.
         KeyboardInterrupt: at SIGINT or SIGTERM, when all is saved.
     """
-    # now rather than behind the training
-    require("matplotlib", extra="plots")
-    require("faster_coco_eval", extra="detection")
-    config = as_launched(config)
-    return launch(config, lambda fabric: _train(fabric, config, resume))
+    require("faster_coco_eval", extra="detection")  # now rather than behind the training
+    config = launched_config(config)
+    return run_training(
+        config, lambda fabric, run, log: _prepared(fabric, config, run, log), write_report, resume=resume
+    )
 
 
 def read_config(folder: Path) -> DetectConfig:
-    """The configuration of a run.
-
-    Raises:
-        RunFolderError: if there is none.
-        InvalidConfig: if it was edited and breaks a rule.
-    """
-    return DetectConfig.from_plain(RunFolder(folder).read_config())
+    """See `config_of_run`."""
+    return config_of_run(folder, DetectConfig)
 
 
 def open_data(config: DetectConfig) -> tuple[AnnotatedSet, AnnotatedSet]:
@@ -117,13 +112,11 @@ def build_network(config: DetectConfig, categories: Categories) -> Detector:
     return network
 
 
-def _train(fabric: "Fabric", config: DetectConfig, resume: bool) -> TrainResult:
+def _prepared(fabric: "Fabric", config: DetectConfig, run: RunFolder, log: BadImageLog) -> Prepared:
     training_set, evaluation_set = agree(fabric, lambda: open_data(config))
     categories = training_set.categories
     network = agree(fabric, lambda: build_network(config, categories))
     synchronise(network, config, fabric)
-    run = RunFolder(config.output)
-    log = BadImageLog(config.on_bad_image, run.bad_images)
     readers = [
         AnnotatedImages(
             part, mode=mode_of(network.backbone.in_chans), masks=masks, exif_orientation=config.exif_orientation
@@ -152,7 +145,6 @@ def _train(fabric: "Fabric", config: DetectConfig, resume: bool) -> TrainResult:
         ranks=fabric.world_size,
         **common,
     )
-    task = Detection(evaluation_set, masks=config.masks, max_detections=config.max_detections)
 
     def write_weights(path: Path, weights: nn.Module) -> None:
         save_dense(path, weights, class_names=categories.names, preprocessing=saved_of(config, categories))
@@ -161,23 +153,17 @@ def _train(fabric: "Fabric", config: DetectConfig, resume: bool) -> TrainResult:
         write_weights(run.model, weights)
         metric.write_classes(run.path / "classes.csv")
 
-    with contextlib.closing(training), contextlib.closing(evaluation):
-        result = fit(
-            fabric=fabric,
-            model=network,
-            task=task,
-            training=training,
-            evaluation=evaluation,
-            config=config,
-            run=run,
-            write_weights=write_weights,
-            keep_best=keep_best,
-            show=Pictures(run.path, readers[1], config.pictures),
-            data=DetectionData(training=training_set.summary(), evaluation=evaluation_set.summary()),
-            resume=resume,
-        )
-    on_rank_zero(fabric, lambda: write_report(run.path))
-    return TrainResult.of(result, config, rank=fabric.global_rank)
+    return Prepared(
+        model=network,
+        task=Detection(evaluation_set, masks=config.masks, max_detections=config.max_detections),
+        training=training,
+        evaluation=evaluation,
+        data=DetectionData(training=training_set.summary(), evaluation=evaluation_set.summary()),
+        write_weights=write_weights,
+        keep_best=keep_best,
+        show=Pictures(run.path, readers[1], config.pictures),
+        opened=(training, evaluation),
+    )
 
 
 def saved_of(config: DetectConfig, categories: Categories) -> dict[str, Any]:

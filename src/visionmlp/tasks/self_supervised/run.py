@@ -2,26 +2,23 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from visionmlp.data import BadImageLog, Preprocessing
 from visionmlp.data.summary import RunData
 from visionmlp.data.views import Views
-from visionmlp.engine import RunFolder, Task, fit
-from visionmlp.engine.launch import agree, as_launched, launch, on_rank_zero
-from visionmlp.errors import require
-from visionmlp.files import whole_file
+from visionmlp.engine import RunFolder, Task
+from visionmlp.engine.launch import agree, on_rank_zero
 from visionmlp.models.backbone import Backbone
 from visionmlp.models.checkpoint import save_checkpoint
 from visionmlp.tasks.building import build_backbone, evaluation_batches, open_data, synchronise, training_batches
 from visionmlp.tasks.definition import TrainResult
-from visionmlp.tasks.protocols.knn import BankThenQueries, closing
+from visionmlp.tasks.protocols.knn import BankThenQueries
+from visionmlp.tasks.running import Prepared, launched_config, run_training, write_state
 from visionmlp.tasks.self_supervised.config import SelfSupervisedConfig
 from visionmlp.tasks.self_supervised.figures import write_report
 
@@ -60,12 +57,15 @@ def train(config: SelfSupervisedConfig, method: Method, *, resume: bool) -> Trai
         VisionMLPError: for everything that a user can act on.
         KeyboardInterrupt: at SIGINT or SIGTERM, when all is saved.
     """
-    require("matplotlib", extra="plots")  # now rather than behind the training
-    config = as_launched(config)
-    return launch(config, lambda fabric: _train(fabric, config, method, resume))
+    config = launched_config(config)
+    return run_training(
+        config, lambda fabric, run, log: _prepared(fabric, config, method, run, log), write_report, resume=resume
+    )
 
 
-def _train(fabric: "Fabric", config: SelfSupervisedConfig, method: Method, resume: bool) -> TrainResult:
+def _prepared(
+    fabric: "Fabric", config: SelfSupervisedConfig, method: Method, run: RunFolder, log: BadImageLog
+) -> Prepared:
     # rank 0 first, so that it alone downloads
     training_source, evaluation_source = on_rank_zero(fabric, lambda: open_data(config))
     backbone = agree(fabric, lambda: build_backbone(config, num_classes=0))
@@ -74,8 +74,6 @@ def _train(fabric: "Fabric", config: SelfSupervisedConfig, method: Method, resum
         torch.manual_seed(config.seed + 1)  # the backbone has drawn from the seed itself
         network = method.network(backbone)
     synchronise(network, config, fabric)
-    run = RunFolder(config.output)
-    log = BadImageLog(config.on_bad_image, run.bad_images)
     training = training_batches(config, fabric, training_source, method.views(preprocessing), preprocessing, log)
     bank = evaluation_batches(config, fabric, training_source, preprocessing, log)
     queries = evaluation_batches(config, fabric, evaluation_source, preprocessing, log)
@@ -89,26 +87,13 @@ def _train(fabric: "Fabric", config: SelfSupervisedConfig, method: Method, resum
             network=method.shipped,
         )
 
-    with closing(training, bank, queries):
-        result = fit(
-            fabric=fabric,
-            model=network,
-            task=method.task(len(training_source.class_names)),
-            training=training,
-            evaluation=BankThenQueries(bank, queries),
-            config=config,
-            run=run,
-            write_weights=_write_weights,
-            keep_best=keep_best,
-            data=RunData(training=training_source.summary(), evaluation=evaluation_source.summary()),
-            resume=resume,
-        )
-    on_rank_zero(fabric, lambda: write_report(run.path))
-    return TrainResult.of(result, config, rank=fabric.global_rank)
-
-
-def _write_weights(path: Path, network: nn.Module) -> None:
-    """Backbone and heads, for resuming."""
-    tensors: Mapping[str, torch.Tensor] = network.state_dict()
-    with whole_file(path) as partial:
-        save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, partial)
+    return Prepared(
+        model=network,
+        task=method.task(len(training_source.class_names)),
+        training=training,
+        evaluation=BankThenQueries(bank, queries),
+        data=RunData(training=training_source.summary(), evaluation=evaluation_source.summary()),
+        write_weights=write_state,
+        keep_best=keep_best,
+        opened=(training, bank, queries),
+    )
