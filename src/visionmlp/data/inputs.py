@@ -1,4 +1,4 @@
-"""The images of a command line: files, folders and standard input, one after the other."""
+"""The images of a command line: files, folders, videos and standard input, one after the other."""
 
 import io
 import os
@@ -6,14 +6,15 @@ import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from PIL import Image
 from torch import Tensor
 
 from visionmlp.data.decode import decode, reason
 from visionmlp.data.files import folder_identity, image_suffixes, natural_key, read_folder
-from visionmlp.data.transforms import Preprocessing, Transform
+from visionmlp.data.transforms import Transform
+from visionmlp.data.videos import Clip, UnreadableVideo, is_video, read_frames
 from visionmlp.errors import UnreadableImage
 
 STDIN = "-"
@@ -86,15 +87,66 @@ def why_no_images(folder: str) -> str:
     return f"no images in this folder; image files end in {', '.join(sorted(image_suffixes()))}"
 
 
-def read_image(name: str, preprocessing: Preprocessing, transform: Transform) -> Tensor | str:
-    """The image as (C, H, W), or why it cannot be read."""
-    image = open_image(name, preprocessing.mode, exif_orientation=preprocessing.exif_orientation)
+class Opened(NamedTuple):
+    """One image of a command line."""
+
+    name: str
+    """As it was found; of a frame of a video with its number."""
+    image: Image.Image | str
+    """Decoded, or why it cannot be read."""
+    clip: Clip | None = None
+    """The video that it is a frame of."""
+
+
+def open_images(names: Iterable[str], mode: Literal["L", "RGB"], *, exif_orientation: bool) -> Iterator[Opened]:
+    """The images of `find_images`, and all frames of its videos.
+
+    Raises:
+        MissingExtra: at a video, without OpenCV.
+    """
+    for name in names:
+        if not is_video(name):
+            yield Opened(name, open_image(name, mode, exif_orientation=exif_orientation))
+            continue
+        try:
+            for frame in read_frames(name, mode):
+                yield Opened(*frame)
+        except UnreadableVideo as error:
+            yield Opened(name, str(error))
+
+
+def prepared(image: Image.Image | str, transform: Transform) -> Tensor | str:
+    """An opened image as (C, H, W), or why there is none."""
     if isinstance(image, str):
         return image
     try:
         return transform(image)
     except (UnreadableImage, MemoryError) as error:
         return reason(error)
+
+
+class OutputNames:
+    """Names for what is written of each image: that of its file, with a number where that is taken."""
+
+    def __init__(self) -> None:
+        self._given: set[str] = set()
+        self._clips: dict[str, str] = {}
+
+    def of(self, opened: Opened) -> str:
+        """The same for all frames of a video."""
+        if opened.clip is None:
+            return self._new("stdin" if opened.name == STDIN else Path(opened.name).stem)
+        path = opened.clip.path
+        if path not in self._clips:
+            self._clips[path] = self._new(Path(path).stem)
+        return self._clips[path]
+
+    def _new(self, own: str) -> str:
+        name, number = own, 2
+        while name in self._given:
+            name, number = f"{own}-{number}", number + 1
+        self._given.add(name)
+        return name
 
 
 def open_image(name: str, mode: Literal["L", "RGB"], *, exif_orientation: bool) -> Image.Image | str:

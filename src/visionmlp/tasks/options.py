@@ -90,7 +90,8 @@ class PredictOptions(ServedOptions):
     """Options of ``predict``."""
 
     inputs: tuple[str, ...] = option(
-        "image files, folders (searched with their sub-folders), or - for an image on standard input",
+        "image files, folders (searched with their sub-folders), videos (all frames), or - for an image on standard "
+        "input",
         metavar="INPUT",
         positional=True,
     )

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from tests.tasks.detect.scenes import COLOURS, make_scenes
 from visionmlp.cli import main
+from visionmlp.data.videos import Clip, ClipWriter, read_frames
 from visionmlp.engine.config import TrainingConfig
 from visionmlp.engine.optimization import parameter_groups
 from visionmlp.engine.run_folder import RunFolder
@@ -154,6 +155,20 @@ def test_predict_reads_standard_input(
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
     assert main(["predict", str(run), "-", "--score", "0"]) == 0
     assert "%" in capsys.readouterr().out
+
+
+def test_predict_draws_into_a_video(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    clip, out = tmp_path / "a.mp4", tmp_path / "out"
+    with ClipWriter(force=False) as writer:
+        for number in range(3):
+            writer.write(clip, Clip("a", 8.0), Image.new("RGB", (80, 60), (80 * number, 20, 20)))
+    assert main(["predict", str(run), str(clip), "--score", "0", "--output", str(out), "--json"]) == 0
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [answer["image"] for answer in answers] == [f"{clip}#{number}" for number in range(3)]
+    assert {answer["picture"] for answer in answers} == {str(out / "a.mp4")}
+    assert {frame.image.size for frame in read_frames(str(out / "a.mp4"), "RGB")} == {(80, 60)}
+    rows = (out / "objects.csv").read_text().splitlines()[1:]
+    assert len(rows) == sum(len(answer["objects"]) for answer in answers) > 0
 
 
 @pytest.fixture

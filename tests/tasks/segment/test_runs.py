@@ -16,6 +16,7 @@ import visionmlp
 from tests.tasks.processes import run as process_run
 from visionmlp.cli import main
 from visionmlp.data import BadImageLog
+from visionmlp.data.videos import Clip, ClipWriter, read_frames
 from visionmlp.engine import evaluate
 from visionmlp.engine.run_folder import Table
 from visionmlp.errors import InvalidConfig
@@ -313,3 +314,20 @@ def test_shown_images_are_spread() -> None:
     assert shown_numbers(4, 101) == [12, 37, 63, 88]
     assert shown_numbers(4, 2) == [0, 1]
     assert shown_numbers(1, 5) == [2]
+
+
+def test_a_video_becomes_a_video_of_overlays(trained: Path, tmp_path: Path, capsys: Any) -> None:
+    clip, out = tmp_path / "drive.mp4", tmp_path / "out"
+    with ClipWriter(force=False) as writer:
+        for number in range(3):
+            pixels = np.full((50, 70, 3), 60 * number, np.uint8)
+            writer.write(clip, Clip("drive", 8.0), Image.fromarray(pixels))
+    assert main(["predict", str(trained), str(clip), "--output", str(out), "--json"]) == 0
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [answer["image"] for answer in answers] == [f"{clip}#{number}" for number in range(3)]
+    assert {(answer["height"], answer["width"], answer["mask"]) for answer in answers} == {(50, 70, None)}
+    assert [path.name for path in out.iterdir()] == ["drive_overlay.mp4"]
+    frames = list(read_frames(str(out / "drive_overlay.mp4"), "RGB"))
+    assert [(frame.image.size, frame.clip.rate) for frame in frames] == [((70, 50), 8.0)] * 3
+    assert main(["predict", str(trained), str(clip), "--output", str(out)]) == 2
+    assert "exists" in capsys.readouterr().err

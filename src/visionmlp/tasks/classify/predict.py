@@ -1,4 +1,4 @@
-"""Classes of images: files, folders, or bytes on standard input."""
+"""Classes of images: files, folders, frames of videos, or bytes on standard input."""
 
 import dataclasses
 import itertools
@@ -9,7 +9,7 @@ import torch
 from timm.data import ImageNetInfo
 from torch import Tensor
 
-from visionmlp.data.inputs import find_images, read_image
+from visionmlp.data.inputs import find_images, open_images, prepared
 from visionmlp.data.transforms import Preprocessing
 from visionmlp.deploy.session import SessionModel, preprocessing_of
 from visionmlp.errors import InvalidConfig
@@ -81,7 +81,7 @@ def predict(
     Args:
         model: in evaluation mode, or an exported file at work.
         info: class names and preprocessing.
-        inputs: image files, folders, or ``-`` for standard input.
+        inputs: image files, folders, videos, or ``-`` for standard input.
         top_k: classes per image, most probable first.
         batch_size: images per step.
         device: where to run.
@@ -100,12 +100,12 @@ def predict(
     names = class_names_of(model, info)
     preprocessing = Preprocessing.from_saved(preprocessing_of(model, info))
     transform = preprocessing.transform()
-    images = find_images(inputs)
-    while chunk := list(itertools.islice(images, batch_size)):
-        tensors: list[Tensor | str] = [read_image(name, preprocessing, transform) for name in chunk]
-        readable = [tensor for tensor in tensors if isinstance(tensor, Tensor)]
+    images = open_images(find_images(inputs), preprocessing.mode, exif_orientation=preprocessing.exif_orientation)
+    read = ((opened.name, prepared(opened.image, transform)) for opened in images)
+    while chunk := list(itertools.islice(read, batch_size)):
+        readable = [tensor for _, tensor in chunk if isinstance(tensor, Tensor)]
         scores = iter(_scores(model, readable, names, top_k, place))
-        for name, tensor in zip(chunk, tensors, strict=True):
+        for name, tensor in chunk:
             if isinstance(tensor, str):
                 yield Prediction(image=name, error=tensor)
             else:

@@ -54,14 +54,16 @@ class DetectPredictOptions(DetectorOptions):
     """Options of ``predict`` for a detector."""
 
     inputs: tuple[str, ...] = option(
-        "image files, folders (searched with their sub-folders), or - for an image on standard input",
+        "image files, folders (searched with their sub-folders), videos (all frames), or - for an image on standard "
+        "input",
         metavar="INPUT",
         positional=True,
     )
     score: float = option("least score of an object, in [0, 1]", 0.3)
     json: bool = option("one JSON object a line for each image, instead of text", False)
     output: Path | None = option(
-        "folder for each image with boxes, masks, names and scores as NAME.png, and for objects.csv, a row an object",
+        "folder for each image with boxes, masks, names and scores as NAME.png, each video as NAME.mp4, and for "
+        "objects.csv, a row an object",
         None,
         metavar="FOLDER",
     )

@@ -1,4 +1,4 @@
-"""Objects in images: files, folders, or bytes on standard input."""
+"""Objects in images: files, folders, videos, or bytes on standard input."""
 
 import contextlib
 import csv
@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from PIL import Image
 
-from visionmlp.data.inputs import STDIN, find_images, open_image
+from visionmlp.data.inputs import Opened, OutputNames, find_images, open_images
+from visionmlp.data.videos import WRITTEN, ClipWriter
 from visionmlp.errors import InvalidConfig
 from visionmlp.files import OutputError, beside, writing
 from visionmlp.models.detector import Detector
@@ -44,7 +45,7 @@ class Objects:
     image: str
     objects: list[Found] = dataclasses.field(default_factory=list)
     picture: str | None = None
-    """File with the objects drawn in."""
+    """File with the objects drawn in; the same for all frames of a video."""
     error: str | None = None
 
     def lines(self) -> list[str]:
@@ -84,21 +85,20 @@ def predictions(options: DetectPredictOptions) -> Iterator[Objects]:
         raise InvalidConfig(f"score must be in [0, 1], got {options.score:g}")
     detector, info = load_detector(options)
     turned, categories = exif_orientation_of(info, options), categories_of(info)
-    names = find_images(options.inputs)
+    images = open_images(find_images(options.inputs), mode_of(detector.backbone.in_chans), exif_orientation=turned)
     with contextlib.ExitStack() as stack:
         files = None
         if options.output is not None:
             files = stack.enter_context(_files(options.output, categories, force=options.force))
-        while chunk := list(itertools.islice(names, options.batch_size)):
-            images = [open_image(name, mode_of(detector.backbone.in_chans), exif_orientation=turned) for name in chunk]
-            found = iter(_found(detector, [image for image in images if isinstance(image, Image.Image)]))
-            for name, image in zip(chunk, images, strict=True):
-                if isinstance(image, str):
-                    yield Objects(image=name, error=image)
+        while chunk := list(itertools.islice(images, options.batch_size)):
+            found = iter(_found(detector, [one.image for one in chunk if isinstance(one.image, Image.Image)]))
+            for opened in chunk:
+                if isinstance(opened.image, str):
+                    yield Objects(image=opened.name, error=opened.image)
                     continue
                 detections = next(found).above(options.score)
-                answer = Objects(image=name, objects=_objects(detections, categories))
-                yield answer if files is None else files.write(answer, image, detections)
+                answer = Objects(image=opened.name, objects=_objects(detections, categories))
+                yield answer if files is None else files.write(answer, opened, detections)
 
 
 @torch.inference_mode()
@@ -137,26 +137,26 @@ def _files(folder: Path, categories: Categories, *, force: bool) -> Iterator["_F
     ):
         table = csv.DictWriter(file, ["image", "label", "score", *_SIDES], lineterminator="\n")
         table.writeheader()
-        yield _Files(folder, categories, table, force=force)
+        with ClipWriter(force=force) as clips:
+            yield _Files(folder, categories, table, clips)
 
 
 class _Files:
-    def __init__(self, folder: Path, categories: Categories, table: "csv.DictWriter[str]", *, force: bool) -> None:
-        self.folder, self.categories, self.table, self.force = folder, categories, table, force
-        self.used: set[str] = set()
+    def __init__(self, folder: Path, categories: Categories, table: "csv.DictWriter[str]", clips: ClipWriter) -> None:
+        self.folder, self.categories, self.table, self.clips = folder, categories, table, clips
+        self.names = OutputNames()
 
-    def write(self, answer: Objects, image: Image.Image, detections: Detections) -> Objects:
-        """The answer with its picture; images of the same name get numbers."""
-        own = "stdin" if answer.image == STDIN else Path(answer.image).stem
-        stem = next(name for number in itertools.count(1) if (name := _numbered(own, number)) not in self.used)
-        self.used.add(stem)
-        path = self.folder / f"{stem}.png"
-        if path.exists() and not self.force:
-            raise OutputError(f"{path} exists; give another --output, or --force to replace it")
-        save_picture(drawn(image, found_objects(detections, self.categories)), path)
+    def write(self, answer: Objects, opened: Opened, detections: Detections) -> Objects:
+        """The answer with its picture, or the video that it is in."""
+        assert isinstance(opened.image, Image.Image)
+        picture, stem = drawn(opened.image, found_objects(detections, self.categories)), self.names.of(opened)
+        if opened.clip is not None:
+            path = self.folder / f"{stem}{WRITTEN}"
+            self.clips.write(path, opened.clip, picture)
+        else:
+            path = self.folder / f"{stem}.png"
+            if path.exists() and not self.clips.force:
+                raise OutputError(f"{path} exists; give another --output, or --force to replace it")
+            save_picture(picture, path)
         self.table.writerows(answer.rows())
         return dataclasses.replace(answer, picture=str(path))
-
-
-def _numbered(name: str, number: int) -> str:
-    return name if number == 1 else f"{name}-{number}"

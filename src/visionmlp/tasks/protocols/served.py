@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from visionmlp.data import BadImageLog, EvaluationBatches, Preprocessing
-from visionmlp.data.inputs import find_images, read_image
+from visionmlp.data.inputs import find_images, open_images, prepared
 from visionmlp.data.sources import ImageSource, open_training_data
 from visionmlp.deploy.session import preprocessing_of
 from visionmlp.engine import RunFolder
@@ -146,15 +146,15 @@ def _features(
     model: Backbone, preprocessing: Preprocessing, inputs: Iterable[str], batch_size: int
 ) -> Iterator[Features]:
     transform, like = preprocessing.transform(), next(model.parameters())
-    images = find_images(inputs)
-    while chunk := list(itertools.islice(images, batch_size)):
-        tensors = [read_image(name, preprocessing, transform) for name in chunk]
-        readable = [tensor for tensor in tensors if isinstance(tensor, Tensor)]
+    images = open_images(find_images(inputs), preprocessing.mode, exif_orientation=preprocessing.exif_orientation)
+    read = ((opened.name, prepared(opened.image, transform)) for opened in images)
+    while chunk := list(itertools.islice(read, batch_size)):
+        readable = [tensor for _, tensor in chunk if isinstance(tensor, Tensor)]
         rows: Iterator[list[float]] = iter(())
         if readable:
             with torch.inference_mode():
                 rows = iter(features_of(model, torch.stack(readable).to(like)).float().cpu().tolist())
-        for name, tensor in zip(chunk, tensors, strict=True):
+        for name, tensor in chunk:
             if isinstance(tensor, str):
                 yield Features(image=name, error=tensor)
             else:

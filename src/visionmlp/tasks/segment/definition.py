@@ -73,13 +73,15 @@ class SegmentPredictOptions(SegmenterOptions):
     """Options of ``predict`` for segmentation."""
 
     inputs: tuple[str, ...] = option(
-        "image files, folders (searched with their sub-folders), or - for an image on standard input",
+        "image files, folders (searched with their sub-folders), videos (all frames), or - for an image on standard "
+        "input",
         metavar="INPUT",
         positional=True,
     )
     json: bool = option("one JSON object a line for each image, instead of text", False)
     output: Path | None = option(
-        "folder for pictures: NAME.png holds class numbers with their colours, NAME_overlay.png the image below them",
+        "folder for pictures: NAME.png holds class numbers with their colours, NAME_overlay.png the image below them; "
+        "of a video NAME_overlay.mp4",
         None,
         metavar="FOLDER",
     )

@@ -1,7 +1,8 @@
-"""Classes of each pixel of images: files, folders, or bytes on standard input; as shares, and as pictures."""
+"""Classes of each pixel of images: files, folders, videos, or bytes on standard input; as shares, and as pictures."""
 
+import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import torch
 from PIL import Image
 
 from visionmlp.data.decode import reason
-from visionmlp.data.inputs import STDIN, find_images, open_image
+from visionmlp.data.inputs import Opened, OutputNames, find_images, open_images
+from visionmlp.data.videos import WRITTEN, ClipWriter
 from visionmlp.errors import UnreadableImage
 from visionmlp.files import OutputError, writing
 from visionmlp.tasks.segment.definition import SegmentPredictOptions
@@ -69,15 +71,21 @@ def predictions(options: SegmentPredictOptions) -> Iterator[Prediction]:
     """
     served = load_served(options)
     pictures = None if options.output is None else _Pictures(options.output, served, force=options.force)
+    return _predictions(options, served, pictures)
+
+
+def _predictions(options: SegmentPredictOptions, served: Served, pictures: "_Pictures | None") -> Iterator[Prediction]:
     transform = served.preparation.transform(options.scales)
-    return _predictions(options, served, transform, pictures)
+    with contextlib.nullcontext() if pictures is None else pictures.clips:
+        yield from _answers(options.inputs, served, transform, pictures)
 
 
-def _predictions(
-    options: SegmentPredictOptions, served: Served, transform: EvaluationTransform, pictures: "_Pictures | None"
+def _answers(
+    inputs: Iterable[str], served: Served, transform: EvaluationTransform, pictures: "_Pictures | None"
 ) -> Iterator[Prediction]:
-    for name in find_images(options.inputs):
-        image = open_image(name, "RGB", exif_orientation=served.preparation.exif_orientation)
+    images = open_images(find_images(inputs), "RGB", exif_orientation=served.preparation.exif_orientation)
+    for opened in images:
+        name, image = opened.name, opened.image
         if isinstance(image, str):
             yield Prediction(image=name, error=image)
             continue
@@ -97,7 +105,7 @@ def _predictions(
             for index in np.argsort(-counts, kind="stable").tolist()
             if counts[index]
         ]
-        files = {} if pictures is None else pictures.write(name, image, labels)
+        files = {} if pictures is None else pictures.write(opened, image, labels)
         yield Prediction(image=name, height=image.height, width=image.width, classes=classes, **files)
 
 
@@ -113,23 +121,23 @@ def segment(served: Served, transform: EvaluationTransform, image: Image.Image) 
 
 
 class _Pictures:
-    """Writes two PNGs for an image."""
+    """Writes two PNGs for an image, and a video of overlays for a video."""
 
     def __init__(self, folder: Path, served: Served, *, force: bool) -> None:
         self.folder, self.palette, self.force = folder, served.preparation.palette, force
-        self.used: set[str] = set()
+        self.names, self.clips = OutputNames(), ClipWriter(force=force)
         if folder.exists() and not folder.is_dir():
             raise OutputError(f"{folder} is a file; --output takes a folder for pictures")
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
 
-    def write(self, name: str, image: Image.Image, labels: np.ndarray) -> dict[str, str]:
+    def write(self, opened: Opened, image: Image.Image, labels: np.ndarray) -> dict[str, str]:
         """Names of the files."""
-        own = "stdin" if name == STDIN else Path(name).stem
-        stem, number = own, 2
-        while stem in self.used:  # images of other folders may have the same name
-            stem, number = f"{own}-{number}", number + 1
-        self.used.add(stem)
+        stem = self.names.of(opened)
+        if opened.clip is not None:
+            video = self.folder / f"{stem}_overlay{WRITTEN}"
+            self.clips.write(video, opened.clip, overlay(image, labels, self.palette))
+            return {"overlay": str(video)}
         paths = {"mask": self.folder / f"{stem}.png", "overlay": self.folder / f"{stem}_overlay.png"}
         for path in paths.values():
             if path.exists() and not self.force:
