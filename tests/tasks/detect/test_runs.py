@@ -20,7 +20,7 @@ from visionmlp.engine.config import TrainingConfig
 from visionmlp.engine.optimization import parameter_groups
 from visionmlp.engine.run_folder import RunFolder
 from visionmlp.errors import DataError, InvalidConfig, Note
-from visionmlp.models.dense_network import load_dense
+from visionmlp.models.dense_network import load_dense, save_dense
 from visionmlp.tasks.detect.annotations import Categories
 from visionmlp.tasks.detect.config import DetectConfig
 from visionmlp.tasks.detect.run import build_network, open_data, train
@@ -139,13 +139,31 @@ def test_predict(run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFi
     broken.mkdir()
     shutil.copy(image, broken)
     (broken / "broken.png").write_bytes(b"x")
+    Image.new("RGB", (3000, 2)).save(broken / "thin.png")
     assert (
         main(["predict", str(run), str(broken), str(image), "--score", "0.999", "--output", str(tmp_path / "b")]) == 2
     )
     captured = capsys.readouterr()
     assert "broken.png: not an image" in captured.err
+    assert "thin.png: too thin" in captured.err
     assert "nothing found" in captured.out
     assert {"val0.png", "val0-2.png", "objects.csv"} <= {path.name for path in (tmp_path / "b").iterdir()}
+    # pictures do not take the place of the images that they are of
+    before = (broken / "val0.png").read_bytes()
+    assert main(["predict", str(run), str(broken), "--output", str(broken), "--force"]) == 2
+    assert "lies in" in capsys.readouterr().err
+    assert (broken / "val0.png").read_bytes() == before
+
+
+@pytest.mark.parametrize("ids", [7, [[3], [7], [90]], [3, 7], [3, 3, 7], "abc"])
+def test_category_ids_that_cannot_be(
+    run: Path, data: Path, tmp_path: Path, ids: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network, info = load_dense(run)
+    path = tmp_path / "hostile.safetensors"
+    save_dense(path, network, class_names=info.class_names, preprocessing={"category_ids": ids})
+    assert main(["predict", str(path), str(data / "images" / "val0.png")]) == 2
+    assert "category ids" in capsys.readouterr().err
 
 
 def test_predict_reads_standard_input(

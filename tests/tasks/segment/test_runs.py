@@ -142,6 +142,8 @@ def test_eval_repeats_the_runs_scores(trained: Path, tmp_path: Path, capsys: Any
         (["--stride", "16", "16"], "--stride is of sliding windows; give --inference slide"),
         (["--inference", "slide", "--window", "16", "16", "--stride", "17", "16"], "pixels between windows"),
         (["--scales", "0"], "scales must be positive"),
+        (["--scales", "1e9"], "scales must be positive factors of at most 16"),
+        (["--resize", "0", "0"], "resize must be two sides of at least 1 pixel"),
         (["--max-images", "0"], "max-images must be at least 1"),
         (["--data", "nowhere"], "no folder nowhere"),
         (["--force"], "--force is about the file of --output"),
@@ -184,6 +186,26 @@ def test_predict_writes_indices_and_overlays(trained: Path, tree: Path, tmp_path
     assert "exists; give another --output, or --force to replace it" in capsys.readouterr().err
     assert main([*words[:3], "--output", str(tmp_path / "out"), "--force"]) == 0
     assert "%" in capsys.readouterr().out
+
+
+def test_pictures_of_one_image_do_not_replace_those_of_another(trained: Path, tmp_path: Path, capsys: Any) -> None:
+    for name, size in (("a.jpg", (40, 32)), ("a_overlay.jpg", (48, 40)), ("a.png", (33, 33))):
+        Image.new("RGB", size).save(tmp_path / name)
+    images = [str(path) for path in sorted(tmp_path.iterdir())]
+    words = ["predict", str(trained), *images, "--output", str(tmp_path / "out"), "--force", "--json"]
+    assert main(words) == 0
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    files = [answer[kind] for answer in answers for kind in ("mask", "overlay")]
+    assert len({*files}) == 6
+    for answer in answers:
+        for kind in ("mask", "overlay"):
+            with Image.open(answer[kind]) as picture:
+                assert picture.size == (answer["width"], answer["height"])
+    before = (tmp_path / "a.png").read_bytes()
+    for inputs, output, force in ((images, tmp_path, ["--force"]), ([str(tmp_path)], tmp_path / "out", [])):
+        assert main(["predict", str(trained), *inputs, "--output", str(output), *force]) == 2
+        assert "lies in" in capsys.readouterr().err
+    assert (tmp_path / "a.png").read_bytes() == before
 
 
 def test_images_of_different_sizes_are_evaluated_one_by_one(trained: Path, tmp_path: Path) -> None:
@@ -281,6 +303,7 @@ def test_models_of_one_size_have_windows(tree: Path) -> None:
         ({"ohem_threshold": 0.0}, "ohem_threshold must be in"),
         ({"head_dropout": 1.0}, "head_dropout must be in"),
         ({"num_classes": 0}, "num_classes must be at least 1"),
+        ({"num_classes": 10**9}, "num_classes must be at least 1 and at most 255"),
         ({"mask_values": [0, 256]}, "mask_values must be in 0 to 255"),
         ({"head": "upernet"}, "upernet has no neck; leave neck_channels out"),
         ({"inference": "whole", "stride": [8, 8]}, "stride is of sliding windows"),
@@ -308,6 +331,39 @@ def test_options_reach_the_network(tree: Path) -> None:
     )
     assert (preparation.resize, preparation.size_divisor, preparation.mean) == ((96, 48), 8, (0.1, 0.2, 0.3))
     assert not preparation.exif_orientation
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("size_divisor", 0),
+        ("size_divisor", "a"),
+        ("resize", [0, 0]),
+        ("mean", [0.5] * 4),
+        ("std", [0.5]),
+        ("palette", [[1, 2, 300]] * 3),
+        ("palette", [[1, 2, -1]] * 3),
+        ("window", [10**9, 10**9]),
+    ],
+)
+def test_hostile_preprocessing_is_one_line(trained: Path, tmp_path: Path, name: str, value: Any, capsys: Any) -> None:
+    network, info = visionmlp.load_dense(trained)
+    path = tmp_path / "hostile.safetensors"
+    visionmlp.save_dense(path, network, class_names=info.class_names, preprocessing={**info.preprocessing, name: value})
+    Image.new("RGB", (48, 32)).save(tmp_path / "a.png")
+    assert main(["predict", str(path), str(tmp_path / "a.png"), "--output", str(tmp_path / "out")]) == 2
+    assert "the preprocessing saved with the weights" in capsys.readouterr().err
+
+
+def test_a_network_that_gives_no_numbers_gives_no_class(trained: Path, tmp_path: Path, capsys: Any) -> None:
+    network, info = visionmlp.load_dense(trained)
+    with torch.no_grad():
+        cast("Segmenter", network).decode_head.conv_seg.weight.fill_(torch.nan)
+    path = tmp_path / "broken.safetensors"
+    visionmlp.save_dense(path, network, class_names=info.class_names, preprocessing=info.preprocessing)
+    Image.new("RGB", (48, 32)).save(tmp_path / "a.png")
+    assert main(["predict", str(path), str(tmp_path / "a.png")]) == 2
+    assert "gives NaN" in capsys.readouterr().err
 
 
 def test_shown_images_are_spread() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from visionmlp.data.inputs import Opened, OutputNames, find_images, open_images
+from visionmlp.data.inputs import Opened, OutputNames, find_images, open_images, require_apart
 from visionmlp.data.videos import WRITTEN, ClipWriter
 from visionmlp.errors import InvalidConfig
 from visionmlp.files import OutputError, beside, writing
@@ -83,6 +83,8 @@ def predictions(options: DetectPredictOptions) -> Iterator[Objects]:
     """
     if not 0 <= options.score <= 1:
         raise InvalidConfig(f"score must be in [0, 1], got {options.score:g}")
+    if options.output is not None:
+        require_apart(options.inputs, options.output, force=options.force)
     detector, info = load_detector(options)
     turned, categories = exif_orientation_of(info, options), categories_of(info)
     images = open_images(find_images(options.inputs), mode_of(detector.backbone.in_chans), exif_orientation=turned)
@@ -90,7 +92,8 @@ def predictions(options: DetectPredictOptions) -> Iterator[Objects]:
         files = None
         if options.output is not None:
             files = stack.enter_context(_files(options.output, categories, force=options.force))
-        while chunk := list(itertools.islice(images, options.batch_size)):
+        usable = (_usable(opened, detector) for opened in images)
+        while chunk := list(itertools.islice(usable, options.batch_size)):
             found = iter(_found(detector, [one.image for one in chunk if isinstance(one.image, Image.Image)]))
             for opened in chunk:
                 if isinstance(opened.image, str):
@@ -99,6 +102,14 @@ def predictions(options: DetectPredictOptions) -> Iterator[Objects]:
                 detections = next(found).above(options.score)
                 answer = Objects(image=opened.name, objects=_objects(detections, categories))
                 yield answer if files is None else files.write(answer, opened, detections)
+
+
+def _usable(opened: Opened, detector: Detector) -> Opened:
+    """The image, or why the detector cannot look at it."""
+    if isinstance(opened.image, str):
+        return opened
+    reason = detector.refusal((opened.image.height, opened.image.width))
+    return opened if reason is None else opened._replace(image=reason)
 
 
 @torch.inference_mode()

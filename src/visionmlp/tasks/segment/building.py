@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 _CROP = (512, 512)
+_LARGEST = 1 << 16
+"""Pixels of a side that a checkpoint may ask for."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,9 +107,22 @@ class Preparation:
             result = dataclasses.replace(own, inference=inference, **tuples, **given)
         except (TypeError, ValueError) as error:
             raise InvalidConfig(f"the preprocessing saved with the weights cannot be used: {error}") from error
-        if inference.mode not in ("whole", "slide") or len(result.palette) != len(own.palette):
+        if not result._can_be(own):
             raise InvalidConfig("the preprocessing saved with the weights does not fit the network")
         return result
+
+    def _can_be(self, own: "Preparation") -> bool:
+        """Whether training gives such values."""
+        inference, divisor = self.inference, self.size_divisor
+        sides = (*inference.window, *inference.stride, *(self.resize or ()))
+        return (
+            inference.mode in ("whole", "slide")
+            and len(self.palette) == len(own.palette)
+            and all(0 <= part <= 255 for colour in self.palette for part in colour)
+            and len(self.mean) == len(self.std) == len(own.mean)
+            and type(divisor) is int
+            and all(1 <= side <= _LARGEST for side in (divisor, *sides))
+        )
 
 
 def _pair(values: Sequence[int]) -> tuple[int, int]:

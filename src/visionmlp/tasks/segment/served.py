@@ -21,6 +21,9 @@ from visionmlp.tasks.segment.definition import SegmenterOptions
 from visionmlp.tasks.segment.inference import Inference
 
 
+_LARGEST_SCALE = 16
+
+
 class Served(NamedTuple):
     """What the options name."""
 
@@ -41,8 +44,10 @@ def load_served(options: SegmenterOptions) -> Served:
         InvalidConfig: for options that cannot work.
     """
     check_threads(options.threads)
-    if not options.scales or min(options.scales) <= 0:
-        raise InvalidConfig(f"scales must be positive factors, got {list(options.scales)}")
+    if not options.scales or min(options.scales) <= 0 or max(options.scales) > _LARGEST_SCALE:
+        raise InvalidConfig(f"scales must be positive factors of at most {_LARGEST_SCALE}, got {list(options.scales)}")
+    if options.resize is not None and min(options.resize) < 1:
+        raise InvalidConfig(f"resize must be two sides of at least 1 pixel, got {list(options.resize)}")
     exported = Path(options.model).suffix in RUNTIMES
     served = _exported(options) if exported else _trained(options)
     preparation = served.preparation
