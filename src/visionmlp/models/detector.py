@@ -3,7 +3,7 @@
 Definitions are mmdet 2.11's, from which the papers' numbers come; those of detectron2 and torchvision are options.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -63,6 +63,11 @@ class Detector(DenseNetwork):
     def settings(self) -> DetectionSettings:
         """What the head computes."""
         return self.head.settings
+
+    @property
+    def layout(self) -> Hashable:
+        """See `DenseNetwork.layout`; the background is the first class, or the last."""
+        return self.options["head"], self.settings.background
 
     @property
     def has_masks(self) -> bool:

@@ -200,6 +200,23 @@ def states(folder: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.usefixtures("_no_report")
 @pytest.mark.filterwarnings("ignore::visionmlp.errors.Note")
+def test_a_run_begins_with_what_another_has_learnt(run: Path, data: Path, tmp_path: Path) -> None:
+    given, info = load_dense(run)
+    assert info.class_names is not None
+    config = config_for(data, tmp_path, model=str(run), frozen_stages=1)
+    names = [*zip([3, 7, 90], info.class_names, strict=True)]
+    with pytest.warns(Note, match="all of its weights fit"):
+        same = build_network(config, Categories.of(names, ""))
+    theirs = given.state_dict()
+    assert all(torch.equal(value, theirs[name]) for name, value in same.state_dict().items())
+    assert not next(same.backbone.parameters()).requires_grad
+    with pytest.warns(
+        Note, match="fresh are head.box_stages.0.cls_score, head.box_stages.0.bbox_pred, head.mask_stages"
+    ):
+        other = build_network(config, Categories.of([(1, "a"), (2, "b")], ""))
+    assert torch.equal(next(other.neck.parameters()), next(same.neck.parameters()))
+
+
 def test_a_run_that_was_killed_ends_bit_equal(
     run: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,7 +19,7 @@ from visionmlp.data import BadImageLog
 from visionmlp.data.videos import Clip, ClipWriter, read_frames
 from visionmlp.engine import evaluate
 from visionmlp.engine.run_folder import Table
-from visionmlp.errors import InvalidConfig
+from visionmlp.errors import InvalidConfig, Note
 from visionmlp.models.segmenter import Segmenter
 from visionmlp.tasks.register import load_task
 from visionmlp.tasks.segment.building import (
@@ -248,6 +248,39 @@ def test_others_cannot_use_it(trained: Path, tmp_path: Path, capsys: Any) -> Non
 def states(folder: Path) -> dict[str, torch.Tensor]:
     newest = max((folder / "checkpoints").glob("*.safetensors"))
     return {**load_file(newest), **{f"shipped.{k}": v for k, v in load_file(folder / "model.safetensors").items()}}
+
+
+def test_a_run_begins_with_what_another_has_learnt(trained: Path, tree: Path, tmp_path: Path, capsys: Any) -> None:
+    network, info = visionmlp.load_dense(trained)
+    start = tmp_path / "start.safetensors"
+    visionmlp.save_dense(start, network, class_names=info.class_names, preprocessing={"mean": [0.1, 0.2, 0.3]})
+    config = config_for(tree, model=str(start), crop_size=[40, 48])
+    with pytest.warns(Note, match="all of its weights fit"):
+        same = build_network(config, 3, info.class_names)
+    assert all(torch.equal(value, network.state_dict()[name]) for name, value in same.state_dict().items())
+    preparation = preparation_of(config, same, numbered(3))
+    assert preparation.mean == (0.1, 0.2, 0.3)  # the images of the weights
+    for count, names in ((3, ["sky", "car", "road"]), (5, list("abcde"))):
+        with pytest.warns(Note, match=r"begins with .*; fresh are decode_head.conv_seg$"):
+            other = build_network(config, count, names)
+        assert not torch.equal(other.decode_head.conv_seg.weight[:3], same.decode_head.conv_seg.weight)
+        assert torch.equal(next(other.neck.parameters()), next(same.neck.parameters()))  # type: ignore[union-attr]
+    words = ["train", str(trained), "--task", "segment", "--data", str(tree), "--output", str(tmp_path / "run")]
+    small = ["--head-channels", "16", "--neck-channels", "16", "--crop-size", "32", "32", "--batch-size", "4"]
+    assert (
+        main([*words, "--head", "semantic_fpn", *small, "--max-steps", "1", "--lr", "1e-9", "--num-workers", "0"]) == 0
+    )
+    best = max(row["miou"] for row in Table(trained / "metrics.csv").rows())
+    assert Table(tmp_path / "run" / "metrics.csv").rows()[-1]["miou"] == pytest.approx(best, abs=2)
+    capsys.readouterr()
+    visionmlp.save_dense(start, visionmlp.reparameterize(network), class_names=info.class_names)
+    for model, options, message in (
+        (str(start), [], "deploy form"),
+        (str(trained), ["--checkpoint", str(start)], "holds weights already"),
+        ("hiremlp_test", ["--checkpoint", str(trained / "model.safetensors")], "give it in place of the model"),
+    ):
+        assert main(["train", model, *words[2:-1], str(tmp_path / "none"), *options]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_a_killed_run_ends_bit_equal(tree: Path, tmp_path: Path) -> None:

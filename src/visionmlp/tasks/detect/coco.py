@@ -126,6 +126,10 @@ def _size(image: Mapping[str, Any], folder: Path) -> tuple[int, int]:
         raise DataError(f"the JSON does not say the size of {name}, and it cannot be read") from error
 
 
+def _is_key(value: Any) -> bool:
+    return isinstance(value, int | float | str)
+
+
 def _instances(
     entries: Sequence[Mapping[str, Any]],
     path: Path,
@@ -139,9 +143,9 @@ def _instances(
         image: Any = entry.get("image_id")
         category: Any = entry.get("category_id")
         box = entry.get("bbox")
-        if not isinstance(category, int | float) or category not in labels:
+        if not _is_key(category) or category not in labels:
             raise DataError(f"{path}: annotation {one} has category_id {category!r}, which is none of its categories")
-        if not isinstance(image, int | float | str) or image not in sizes:
+        if not _is_key(image) or image not in sizes:
             lost["of images that the file does not list"].append(one)
             continue
         if not isinstance(box, list) or len(box) != 4 or not all(isinstance(value, int | float) for value in box):

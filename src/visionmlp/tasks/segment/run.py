@@ -57,7 +57,7 @@ def read_config(folder: Path) -> SegmentConfig:
 def _prepared(fabric: "Fabric", config: SegmentConfig, run: RunFolder, log: BadImageLog) -> Prepared:
     training_pairs, evaluation_pairs = on_rank_zero(fabric, lambda: open_data(config))
     classes = training_pairs.classes
-    network = agree(fabric, lambda: build_network(config, classes.count))
+    network = agree(fabric, lambda: build_network(config, classes.count, classes.names))
     synchronise(network, config, fabric)
     preparation = agree(fabric, lambda: preparation_of(config, network, classes))
     crop = crop_size_of(config, network.backbone)

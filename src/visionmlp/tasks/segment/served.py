@@ -20,7 +20,6 @@ from visionmlp.tasks.segment.classes import colour_map
 from visionmlp.tasks.segment.definition import SegmenterOptions
 from visionmlp.tasks.segment.inference import Inference
 
-
 _LARGEST_SCALE = 16
 
 
