@@ -44,7 +44,7 @@ def train(config: DetectConfig, *, resume: bool = False) -> TrainResult:
     require("faster_coco_eval", extra="detection")  # now rather than behind the training
     config = launched_config(config)
     return run_training(
-        config, lambda fabric, run, log: _prepared(fabric, config, run, log), write_report, resume=resume
+        config, lambda fabric, run, log: prepared(fabric, config, run, log), write_report, resume=resume
     )
 
 
@@ -116,7 +116,8 @@ def _with_head(config: DetectConfig, backbone: Backbone, categories: Categories)
         )
 
 
-def _prepared(fabric: "Fabric", config: DetectConfig, run: RunFolder, log: BadImageLog) -> Prepared:
+def prepared(fabric: "Fabric", config: DetectConfig, run: RunFolder, log: BadImageLog) -> Prepared:
+    """What a run starts with; see `run_training`."""
     training_set, evaluation_set = agree(fabric, lambda: open_data(config))
     categories = training_set.categories
     network = agree(fabric, lambda: build_network(config, categories))
