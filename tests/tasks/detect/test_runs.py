@@ -166,6 +166,24 @@ def test_category_ids_that_cannot_be(
     assert "category ids" in capsys.readouterr().err
 
 
+@torch.inference_mode()
+def test_what_is_found_does_not_depend_on_the_others_of_a_batch(
+    run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = [str(data / "images" / "val0.png"), str(tmp_path / "tall.png"), str(data / "images" / "val1.png")]
+    with Image.open(images[0]) as image:
+        image.resize((30, 96)).save(images[1])
+    answers = []
+    for size in ("1", "3"):
+        assert main(["predict", str(run), *images, "--score", "0", "--json", "--batch-size", size]) == 0
+        answers.append([json.loads(line)["objects"] for line in capsys.readouterr().out.splitlines()])
+    for alone, together in zip(*answers, strict=True):
+        assert alone
+        assert [one["label"] for one in alone] == [one["label"] for one in together]
+        boxes = [np.array([one["box"] for one in objects]) for objects in (alone, together)]
+        np.testing.assert_allclose(*boxes, atol=1e-3)
+
+
 def test_predict_reads_standard_input(
     run: Path, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -19,6 +19,7 @@ from visionmlp.models.detector import Detector
 from visionmlp.tasks.detect.annotations import Categories
 from visionmlp.tasks.detect.definition import DetectPredictOptions
 from visionmlp.tasks.detect.drawing import drawn, found_objects, save_picture
+from visionmlp.tasks.detect.inference import found_on
 from visionmlp.tasks.detect.loading import categories_of, exif_orientation_of, load_detector
 from visionmlp.tasks.detect.metrics import Detections
 from visionmlp.tasks.detect.samples import mode_of, to_tensor
@@ -117,8 +118,7 @@ def _found(detector: Detector, images: list[Image.Image]) -> list[Detections]:
     if not images:
         return []
     like = next(detector.parameters())
-    results = detector([to_tensor(image).to(like) for image in images])
-    return [Detections.of(result) for result in results]  # type: ignore[arg-type] (losses in training mode only)
+    return [Detections.of(result) for result in found_on(detector, [to_tensor(image).to(like) for image in images])]
 
 
 def _objects(detections: Detections, categories: Categories) -> list[Found]:
