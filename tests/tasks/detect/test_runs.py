@@ -343,6 +343,16 @@ def test_masks_need_outlines_and_the_rest_of_the_data_the_same_classes(tmp_path:
         open_data(config_for(tmp_path, tmp_path))
 
 
+def test_a_part_without_objects_is_refused(tmp_path: Path) -> None:
+    make_scenes(tmp_path, "train", 3, seed=0)
+    content = json.loads(make_scenes(tmp_path, "val", 3, seed=1).read_text())
+    content["images"].reverse()
+    (tmp_path / "val.json").write_text(json.dumps(content))
+    with pytest.raises(InvalidConfig, match=r"the first 1 images of .*val.json have no object"):
+        open_data(config_for(tmp_path, tmp_path, max_images=1))
+    assert len(open_data(config_for(tmp_path, tmp_path, max_images=2))[1].images) == 2
+
+
 def test_refusals_are_one_line(run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for words, message in (
         (["eval", str(run), "--data", str(tmp_path)], "no annotations to evaluate on"),

@@ -78,7 +78,13 @@ def open_data(config: DetectConfig) -> tuple[AnnotatedSet, AnnotatedSet]:
         if left_out := len(training.images) - len(with_objects.images):
             note(f"{training.source}: left out {left_out} images without objects; --empty-images keep trains on them")
         training = with_objects
-    return training.first(config.max_images), evaluation.first(config.max_images)
+    training, evaluation = (part.first(config.max_images) for part in (training, evaluation))
+    for part in (training, evaluation):
+        config.require(
+            any(image.objects for image in part.images),
+            f"the first {config.max_images} images of {part.source} have no object; give more max_images, or none",
+        )
+    return training, evaluation
 
 
 def build_network(config: DetectConfig, categories: Categories) -> Detector:
