@@ -103,6 +103,15 @@ def test_other_tasks_sizes_and_windows():
     assert larger.eval()(torch.rand(1, 3, 64, 64)).shape == (1, 3, 64, 64)
 
 
+@torch.no_grad()
+def test_wider_embeddings_compute_the_same():
+    source = randomise(segmenter("repmlpnet_test")).eval()
+    wider = segmenter("repmlpnet_test", fields={"embed_kernel": 3, "embed_depthwise": 3}).eval()
+    assert take_over(wider, source, "run", same_classes=True) == []
+    x = torch.rand(1, 3, 64, 64)
+    torch.testing.assert_close(wider(x), source(x))
+
+
 def test_another_model_is_refused():
     with pytest.raises(InvalidConfig, match="is a network on hiremlp_test, not on cyclemlp_test"):
         take_over(segmenter("cyclemlp_test"), segmenter(), "run", same_classes=True)

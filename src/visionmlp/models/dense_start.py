@@ -7,7 +7,7 @@ from torch import Tensor
 
 from visionmlp.errors import CheckpointMismatch, InvalidConfig
 from visionmlp.models.dense_network import DenseInfo, DenseNetwork, network_on_meta
-from visionmlp.models.official import resize_tokens
+from visionmlp.models.official import adapted, resize_tokens
 
 
 def take_over(network: DenseNetwork, given: DenseNetwork, label: str, *, same_classes: bool) -> list[str]:
@@ -31,7 +31,7 @@ def take_over(network: DenseNetwork, given: DenseNetwork, label: str, *, same_cl
     """
     if network.backbone.name != given.backbone.name:
         raise InvalidConfig(f"{label} is a network on {given.backbone.name}, not on {network.backbone.name}")
-    own, theirs = network.state_dict(), _as_named_here(network, given)
+    own, theirs = network.state_dict(), _as_built_here(network, given, label)
     fits = {name: name in theirs and theirs[name].shape == value.shape for name, value in own.items()}
     backbone = f"{network.backbone_name}."
     inner = [name for name in own if name.startswith(backbone)]
@@ -73,11 +73,12 @@ def class_entries(network: DenseNetwork) -> set[str]:
     return {name for name, value in network.state_dict().items() if value.shape != larger[name].shape}
 
 
-def _as_named_here(network: DenseNetwork, given: DenseNetwork) -> dict[str, Tensor]:
-    """The state of ``given``, its backbone under our names and brought to our image size."""
+def _as_built_here(network: DenseNetwork, given: DenseNetwork, label: str) -> dict[str, Tensor]:
+    """The state of ``given``, its backbone under our names and brought to our image size and kernels."""
     ours, theirs = (f"{one.backbone_name}." for one in (network, given))
     state = given.state_dict()
     inner = {name.removeprefix(theirs): value for name, value in state.items() if name.startswith(theirs)}
+    inner = adapted(network.backbone, inner, label)
     if network.backbone.config.img_size != given.backbone.config.img_size:
         inner = resize_tokens(network.backbone, inner, given.backbone.config.img_size)
     others = {name: value for name, value in state.items() if not name.startswith(theirs)}

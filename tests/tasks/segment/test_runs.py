@@ -188,26 +188,6 @@ def test_predict_writes_indices_and_overlays(trained: Path, tree: Path, tmp_path
     assert "%" in capsys.readouterr().out
 
 
-def test_pictures_of_one_image_do_not_replace_those_of_another(trained: Path, tmp_path: Path, capsys: Any) -> None:
-    for name, size in (("a.jpg", (40, 32)), ("a_overlay.jpg", (48, 40)), ("a.png", (33, 33))):
-        Image.new("RGB", size).save(tmp_path / name)
-    images = [str(path) for path in sorted(tmp_path.iterdir())]
-    words = ["predict", str(trained), *images, "--output", str(tmp_path / "out"), "--force", "--json"]
-    assert main(words) == 0
-    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    files = [answer[kind] for answer in answers for kind in ("mask", "overlay")]
-    assert len({*files}) == 6
-    for answer in answers:
-        for kind in ("mask", "overlay"):
-            with Image.open(answer[kind]) as picture:
-                assert picture.size == (answer["width"], answer["height"])
-    before = (tmp_path / "a.png").read_bytes()
-    for inputs, output, force in ((images, tmp_path, ["--force"]), ([str(tmp_path)], tmp_path / "out", [])):
-        assert main(["predict", str(trained), *inputs, "--output", str(output), *force]) == 2
-        assert "lies in" in capsys.readouterr().err
-    assert (tmp_path / "a.png").read_bytes() == before
-
-
 def test_images_of_different_sizes_are_evaluated_one_by_one(trained: Path, tmp_path: Path) -> None:
     """7 images of 7 sizes: scores at their own size, whatever is loaded at a time."""
     for number, (height, width) in enumerate([(1, 9), (40, 33), (32, 32), (17, 70), (64, 20), (33, 33), (5, 90)]):
@@ -364,39 +344,6 @@ def test_options_reach_the_network(tree: Path) -> None:
     )
     assert (preparation.resize, preparation.size_divisor, preparation.mean) == ((96, 48), 8, (0.1, 0.2, 0.3))
     assert not preparation.exif_orientation
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("size_divisor", 0),
-        ("size_divisor", "a"),
-        ("resize", [0, 0]),
-        ("mean", [0.5] * 4),
-        ("std", [0.5]),
-        ("palette", [[1, 2, 300]] * 3),
-        ("palette", [[1, 2, -1]] * 3),
-        ("window", [10**9, 10**9]),
-    ],
-)
-def test_hostile_preprocessing_is_one_line(trained: Path, tmp_path: Path, name: str, value: Any, capsys: Any) -> None:
-    network, info = visionmlp.load_dense(trained)
-    path = tmp_path / "hostile.safetensors"
-    visionmlp.save_dense(path, network, class_names=info.class_names, preprocessing={**info.preprocessing, name: value})
-    Image.new("RGB", (48, 32)).save(tmp_path / "a.png")
-    assert main(["predict", str(path), str(tmp_path / "a.png"), "--output", str(tmp_path / "out")]) == 2
-    assert "the preprocessing saved with the weights" in capsys.readouterr().err
-
-
-def test_a_network_that_gives_no_numbers_gives_no_class(trained: Path, tmp_path: Path, capsys: Any) -> None:
-    network, info = visionmlp.load_dense(trained)
-    with torch.no_grad():
-        cast("Segmenter", network).decode_head.conv_seg.weight.fill_(torch.nan)
-    path = tmp_path / "broken.safetensors"
-    visionmlp.save_dense(path, network, class_names=info.class_names, preprocessing=info.preprocessing)
-    Image.new("RGB", (48, 32)).save(tmp_path / "a.png")
-    assert main(["predict", str(path), str(tmp_path / "a.png")]) == 2
-    assert "gives NaN" in capsys.readouterr().err
 
 
 def test_shown_images_are_spread() -> None:
