@@ -155,6 +155,18 @@ def test_predict(run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert (broken / "val0.png").read_bytes() == before
 
 
+def test_weights_that_are_no_numbers_are_not_nothing_found(
+    run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network, info = load_dense(run)
+    with torch.no_grad():
+        next(network.parameters()).fill_(torch.nan)
+    path = tmp_path / "broken.safetensors"
+    save_dense(path, network, class_names=info.class_names, preprocessing=info.preprocessing)
+    assert main(["predict", str(path), str(data / "images" / "val0.png")]) == 2
+    assert "NaN or infinite" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("ids", [7, [[3], [7], [90]], [3, 7], [3, 3, 7], "abc"])
 def test_category_ids_that_cannot_be(
     run: Path, data: Path, tmp_path: Path, ids: Any, capsys: pytest.CaptureFixture[str]

@@ -131,6 +131,10 @@ def test_eval_repeats_the_runs_scores(trained: Path, tmp_path: Path, capsys: Any
     other = json.loads(capsys.readouterr().out)
     assert (other["images"], other["window"], other["scales"], other["flip"]) == (2, [32, 32], [0.75, 1.0], True)
     assert other["loss"] != pytest.approx(record["loss"])
+    for stride, expected in ((["--stride", "9", "7"], [9, 7]), ([], [8, 6])):  # less than the training's 21
+        assert main(["eval", str(trained), "--json", *words[:2], "--window", "12", "10", *stride]) == 0
+        other = json.loads(capsys.readouterr().out)
+        assert (other["window"], other["stride"]) == ([12, 10], expected)
     assert main(["eval", str(trained)]) == 0
     printed = capsys.readouterr().out
     assert all(word in printed for word in ("mIoU %", "road", "IoU %"))

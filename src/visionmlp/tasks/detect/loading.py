@@ -27,6 +27,9 @@ def load_detector(options: DetectorOptions) -> tuple[Detector, DenseInfo]:
     network, info = load_dense(options.model)
     if not isinstance(network, Detector):
         raise CheckpointError(f"{options.model} holds a network for {info.task}, not for detect")
+    if not all(value.isfinite().all() for value in network.parameters()):
+        # scores of NaN are above no threshold, as if there were nothing to find
+        raise CheckpointError(f"{info.source} has weights that are NaN or infinite; take an earlier checkpoint")
     return network.to(device), info
 
 

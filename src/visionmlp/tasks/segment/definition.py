@@ -36,7 +36,11 @@ class SegmenterOptions:
         "whole images or sliding windows; default: as in the network's training", None
     )
     window: tuple[int, int] | None = option("height and width of sliding windows, such as 512 512", None)
-    stride: tuple[int, int] | None = option("pixels from one window to the next, such as 341 341", None)
+    stride: tuple[int, int] | None = option(
+        "pixels from one window to the next, such as 341 341; default: as in the network's training, or two thirds of "
+        "a window that is smaller than that",
+        None,
+    )
     scales: tuple[float, ...] = option(
         "sizes that each image is looked at, as factors; probabilities are averaged; the papers' are "
         "0.5 0.75 1 1.25 1.5 1.75",

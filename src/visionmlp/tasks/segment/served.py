@@ -123,12 +123,13 @@ def _inference(options: SegmenterOptions, inference: Inference) -> Inference:
     """The network's own, with what the options say."""
     if options.inference is not None:
         inference = dataclasses.replace(inference, mode=options.inference)
-    for name in ("window", "stride"):
-        if (given := getattr(options, name)) is not None:
-            if inference.mode != "slide":
-                raise InvalidConfig(f"--{name} is of sliding windows; give --inference slide, or leave it out")
-            inference = dataclasses.replace(inference, **{name: given})
-    return inference
+    given = {name: getattr(options, name) for name in ("window", "stride") if getattr(options, name) is not None}
+    if given and inference.mode != "slide":
+        raise InvalidConfig(f"--{min(given)} is of sliding windows; give --inference slide, or leave it out")
+    window = given.get("window", inference.window)
+    if "stride" not in given and any(step > side for step, side in zip(inference.stride, window, strict=True)):
+        given["stride"] = tuple(max(1, side * 2 // 3) for side in window)
+    return dataclasses.replace(inference, **given)
 
 
 def _for_graph(options: SegmenterOptions, inference: Inference, network: SessionModel) -> Inference:
