@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.tasks.detect.scenes import make_scenes
+from tests.tasks.segment.trees import camvid_tree
 from visionmlp.cli import main
 
 
@@ -52,6 +54,39 @@ def test_a_table_a_file_and_json(
     (row,) = json.loads(capsys.readouterr().out)
     assert (row["model"], row["data"], row["num_workers"]) == ("resmlp_test", str(photos), 0)
     assert [path.name for path in tmp_path.iterdir()] == ["input.csv"]  # no run
+
+
+@pytest.mark.parametrize("task", ["segment", "detect"])
+def test_dense_tasks(task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if task == "segment":
+        data = camvid_tree(tmp_path / "data", train=4, val=1)
+        options = ["--head", "semantic_fpn", "--head-channels", "8", "--neck-channels", "8", "--crop-size", "32", "40"]
+    else:
+        data = tmp_path / "data"
+        make_scenes(data, "train", 5, seed=0)
+        make_scenes(data, "val", 3, seed=1)
+        options = ["--fpn-channels", "8", "--min-size", "32", "40", "--max-size", "64"]
+    common = [
+        "bench",
+        "cyclemlp_test",
+        "--data",
+        str(data),
+        "--task",
+        task,
+        "--batch-size",
+        "2",
+        "--accelerator",
+        "cpu",
+    ]
+    assert main([*common, *options, "--accelerator", "cpu", "--steps", "5", "--num-workers", "0", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["height"], row["width"]) == ((32, 40) if task == "segment" else (40, 64))
+    assert min(row[f"{name}_images_per_second"] for name in ("loader", "step", "training")) > 0
+
+
+def test_tasks_without_it_say_so(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words(photos, "--task", "dino")) == 2
+    assert "does not measure task dino" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

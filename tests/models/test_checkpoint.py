@@ -36,6 +36,13 @@ def test_round_trip(name, form, tmp_path):
     torch.testing.assert_close(visionmlp.reparameterize(loaded)(x), model(x), rtol=1e-4, atol=1e-5)
 
 
+def test_loaded_tensors_are_aligned(tmp_path):
+    """Products of tensors that are not, as they lie in a file's memory, round in another order."""
+    visionmlp.save_checkpoint(tmp_path / "m.safetensors", visionmlp.create_model("asmlp_test"))
+    loaded, _ = visionmlp.load_checkpoint(tmp_path / "m.safetensors")
+    assert not [name for name, value in loaded.state_dict().items() if value.data_ptr() % 64]
+
+
 def test_a_class_mlp_and_dtype_survive(tmp_path):
     model = randomise(visionmlp.create_model("resmlp_test", global_pool="class_mlp")).bfloat16().eval()
     deployed = visionmlp.reparameterize(model)

@@ -4,7 +4,7 @@ import io
 import os
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -16,6 +16,7 @@ from visionmlp.data.files import folder_identity, image_suffixes, natural_key, r
 from visionmlp.data.transforms import Transform
 from visionmlp.data.videos import Clip, UnreadableVideo, is_video, read_frames
 from visionmlp.errors import UnreadableImage
+from visionmlp.files import OutputError
 
 STDIN = "-"
 
@@ -125,10 +126,30 @@ def prepared(image: Image.Image | str, transform: Transform) -> Tensor | str:
         return reason(error)
 
 
-class OutputNames:
-    """Names for what is written of each image: that of its file, with a number where that is taken."""
+def require_apart(inputs: Iterable[str], output: Path, *, force: bool) -> None:
+    """Refuse a folder for pictures where they would be taken for images, or with ``force`` take the place of some.
 
-    def __init__(self) -> None:
+    Raises:
+        OutputError: naming the input.
+    """
+    target = output.resolve()
+    for name in inputs:
+        source = Path(name)
+        if source.is_dir() and target.is_relative_to(source.resolve()):
+            raise OutputError(f"{output} lies in {name}, so pictures would be taken for images; give another --output")
+        if force and name != STDIN and source.parent.resolve() == target:
+            raise OutputError(f"{name} lies in {output}, where --force would replace it; give another --output")
+
+
+class OutputNames:
+    """Names for what is written of each image: that of its file, with a number where that is taken.
+
+    Args:
+        endings: of the files of an image, behind its name; no name with an ending is given to another image.
+    """
+
+    def __init__(self, endings: Sequence[str] = ("",)) -> None:
+        self.endings = endings
         self._given: set[str] = set()
         self._clips: dict[str, str] = {}
 
@@ -143,9 +164,9 @@ class OutputNames:
 
     def _new(self, own: str) -> str:
         name, number = own, 2
-        while name in self._given:
+        while any(name + ending in self._given for ending in self.endings):
             name, number = f"{own}-{number}", number + 1
-        self._given.add(name)
+        self._given.update(name + ending for ending in self.endings)
         return name
 
 

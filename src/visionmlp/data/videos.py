@@ -53,10 +53,12 @@ def read_frames(path: str, mode: Literal["L", "RGB"]) -> Iterator[Frame]:
         MissingExtra: without OpenCV.
     """
     cv2 = _opencv()
+    if not Path(path).is_file():  # OpenCV would fetch an address
+        raise UnreadableVideo("no such file")
     capture = cv2.VideoCapture(path)
     try:
-        if not Path(path).is_file() or not capture.isOpened():
-            raise UnreadableVideo("not a video that OpenCV can read" if Path(path).is_file() else "no such file")
+        if not capture.isOpened():
+            raise UnreadableVideo("not a video that OpenCV can read")
         rate, expected = capture.get(cv2.CAP_PROP_FPS), round(capture.get(cv2.CAP_PROP_FRAME_COUNT))
         clip = Clip(path, rate if 0 < rate < 1000 else 25.0)
         number = 0

@@ -120,7 +120,8 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[Backbone, CheckpointI
     """
     path = Path(path)
     with _opened(path) as (text, names, archive):
-        state = {name: archive.get_tensor(name) for name in names}
+        # copies: in a file's memory tensors are not aligned, and products of such round in another order
+        state = {name: archive.get_tensor(name).clone() for name in names}
     info, config = _metadata(path, text, len(names))
     try:
         model = _on_meta(info.model, config, deploy=info.form == "deploy")

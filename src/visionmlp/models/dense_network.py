@@ -5,7 +5,7 @@ import importlib
 import json
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
@@ -55,11 +55,11 @@ class DenseNetwork(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """Parameters of the backbone that take no weight decay; an optimizer adds all biases and vectors."""
-        return {f"{self._backbone_name()}.{name}" for name in self.backbone.no_weight_decay()}
+        return {f"{self.backbone_name}.{name}" for name in self.backbone.no_weight_decay()}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Patterns that sort the backbone's parameters into layers, as in timm; all others are behind the last."""
-        name = re.escape(self._backbone_name())
+        name = re.escape(self.backbone_name)
 
         def of_network(pattern: str) -> str:
             return pattern.replace("^", rf"^{name}\.", 1)
@@ -71,8 +71,15 @@ class DenseNetwork(nn.Module):
             for kind, given in self.backbone.group_matcher(coarse).items()
         }
 
-    def _backbone_name(self) -> str:
+    @property
+    def backbone_name(self) -> str:
+        """Where it stands among the modules."""
         return next(name for name, module in self.named_modules() if module is self.backbone)
+
+    @property
+    def layout(self) -> Hashable:
+        """What weights of the head mean: heads of different ones exchange none."""
+        return self.options["head"]
 
     def official_name(self, name: str) -> str | None:
         """Name in mmseg's or mmdet's files of an entry of the state that is not the backbone's; None if it has none."""
@@ -161,7 +168,7 @@ def save_dense(
     try:
         text = json.dumps(metadata)
         info = _info(text, str(path), tensors=len(state))
-        twin = _on_meta(info).state_dict()
+        twin = network_on_meta(info).state_dict()
     except (ValueError, TypeError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{path} was not written, since nothing could load it: {reason}") from error
@@ -208,7 +215,7 @@ def load_dense(path: str | os.PathLike[str]) -> tuple[DenseNetwork, DenseInfo]:
         )
     try:
         info = _info(text, str(path), tensors=len(state))
-        twin = _on_meta(info)
+        twin = network_on_meta(info)
         own = twin.state_dict()
         state = counted(plain_names(state, str(path)), own)
         # before memory is taken for them: a damaged file names sizes of any order
@@ -247,7 +254,7 @@ def _require(rule: bool, name: str = "config") -> None:
         raise _Damaged(f"its {name} has no value that can be")
 
 
-def _on_meta(info: DenseInfo) -> DenseNetwork:
+def network_on_meta(info: DenseInfo) -> DenseNetwork:
     """A network without memory, in evaluation mode."""
     with torch.device("meta"):
         return _built(info)

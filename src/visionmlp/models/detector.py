@@ -3,7 +3,7 @@
 Definitions are mmdet 2.11's, from which the papers' numbers come; those of detectron2 and torchvision are options.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -65,6 +65,11 @@ class Detector(DenseNetwork):
         return self.head.settings
 
     @property
+    def layout(self) -> Hashable:
+        """See `DenseNetwork.layout`; the background is the first class, or the last."""
+        return self.options["head"], self.settings.background
+
+    @property
     def has_masks(self) -> bool:
         """Whether it is trained on masks and finds them."""
         return isinstance(self.head, RCNN) and len(self.head.mask_stages) > 0
@@ -117,15 +122,18 @@ class Detector(DenseNetwork):
                     f"image {index} must be floating-point ({channels}, H, W) with values from 0 to 1, "
                     f"got {image.dtype} {tuple(image.shape)}"
                 )
-            short, long = sorted(image.shape[1:])
-            sizes, longest = self.options["min_size"], self.options["max_size"]
-            # the longer side is cut to max_size, and what is left of the shorter one may be nothing
-            if short < 1 or int(short * min(min(sizes) / short, longest / long)) < 1:
-                raise DataError(
-                    f"image {index} of {size_text(image.shape[1:])} is too thin: with a longer side of {longest} its "
-                    "shorter one has no pixel; crop it, or leave it out"
-                )
+            if (reason := self.refusal((image.shape[1], image.shape[2]))) is not None:
+                raise DataError(f"image {index} of {size_text(image.shape[1:])} is {reason}")
         return list(images)
+
+    def refusal(self, size: tuple[int, int]) -> str | None:
+        """Why an image of a height and width cannot be looked at; None if it can."""
+        short, long = sorted(size)
+        sizes, longest = self.options["min_size"], self.options["max_size"]
+        # the longer side is cut to max_size, and what is left of the shorter one may be nothing
+        if short < 1 or int(short * min(min(sizes) / short, longest / long)) < 1:
+            return f"too thin: with a longer side of {longest} its shorter one has no pixel; crop it, or leave it out"
+        return None
 
     def _found(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
         batch, _ = self.transform(images)

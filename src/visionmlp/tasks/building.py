@@ -1,9 +1,10 @@
 """The model and the batches that a run on images starts with, a function of its options."""
 
 import dataclasses
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
@@ -14,17 +15,21 @@ from visionmlp.data.sources import ImageSource
 from visionmlp.data.transforms import Transform
 from visionmlp.data.views import Views
 from visionmlp.engine.sharding import Part
-from visionmlp.errors import InvalidConfig
+from visionmlp.errors import InvalidConfig, Note
 from visionmlp.layers.auxiliary import AuxiliaryLoss
 from visionmlp.layers.synchronised_balance import synchronise_balance
 from visionmlp.layers.synchronised_norm import synchronise_norms
 from visionmlp.models.backbone import Backbone
 from visionmlp.models.checkpoint import load_model, path_of, read_info, require_trainable
-from visionmlp.models.registry import is_model, variant
+from visionmlp.models.dense_network import DenseNetwork, is_dense, load_dense
+from visionmlp.models.dense_start import take_over
+from visionmlp.models.registry import create_model, is_model, variant
 from visionmlp.tasks.image_config import ImageTrainingConfig, LabelledImagesConfig
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+
+DenseNetworkT = TypeVar("DenseNetworkT", bound=DenseNetwork)
 
 
 def build_backbone(config: ImageTrainingConfig, num_classes: int) -> Backbone:
@@ -58,6 +63,10 @@ def build_dense_backbone(config: ImageTrainingConfig) -> Backbone:
     Raises:
         VisionMLPError: for a model that cannot be built or loaded, or a deploy form.
     """
+    if config.checkpoint is not None and is_dense(config.checkpoint):
+        raise InvalidConfig(
+            f"{config.checkpoint} holds a network with a head; give it in place of the model {config.model}"
+        )
     fields = _fields(config)
     path = path_of(config.model)
     name = config.model if path is None else read_info(path).model
@@ -70,15 +79,58 @@ def build_dense_backbone(config: ImageTrainingConfig) -> Backbone:
     return model
 
 
+def build_dense_network(
+    config: ImageTrainingConfig, with_head: Callable[[Backbone], DenseNetworkT], class_names: Sequence[str] | None
+) -> DenseNetworkT:
+    """The network of a run on dense prediction before training.
+
+    Where the model is the run folder or checkpoint of such a network, it begins with what that has learnt, see
+    `take_over`; a note says what is fresh.
+
+    Args:
+        config: of the run.
+        with_head: a backbone to the network, with fresh neck and head.
+        class_names: of the data; None if it does not say them.
+
+    Raises:
+        VisionMLPError: for a model that cannot be built or loaded, or a deploy form.
+    """
+    path = path_of(config.model)
+    if path is None or not is_dense(path):
+        return with_head(build_dense_backbone(config))
+    if config.checkpoint is not None or config.pretrained:
+        raise InvalidConfig(f"{path} holds weights already; give --checkpoint or --pretrained with a model name only")
+    given, info = load_dense(path)
+    if info.form == "deploy":
+        raise InvalidConfig(f"{path} is a deploy form, which cannot be trained; give that of its training form")
+    fields = {**info.config, **_changes(config)}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        backbone = create_model(info.model, **fields)
+    for name in ("mean", "std"):  # of its images, if the options say no others
+        if known := info.options.get(f"image_{name}") or info.preprocessing.get(name):
+            backbone.pretrained_cfg = {**backbone.pretrained_cfg, name: tuple(known)}
+    network = with_head(backbone)
+    same = class_names is not None and list(class_names) == info.class_names
+    fresh = take_over(network, given, str(path), same_classes=same)
+    said = f"fresh are {', '.join(fresh)}" if fresh else "all of its weights fit"
+    warnings.warn(f"begins with {path}; {said}", Note, stacklevel=2)
+    return network
+
+
 def _fields(config: ImageTrainingConfig) -> dict[str, Any]:
-    """Of the model's configuration, as the options say."""
+    """Of the model's configuration, as the options say; weights must be those of a training form."""
+    require_trainable(config.model)
+    if config.checkpoint is not None:
+        require_trainable(config.checkpoint)
+    return _changes(config)
+
+
+def _changes(config: ImageTrainingConfig) -> dict[str, Any]:
     fields = dict(config.model_args)
     for name in ("reference", "checkpoint", "pretrained", "prefix"):
         if name in fields:
             raise InvalidConfig(f"{name} is no field of a model; remove it from model_args")
-    require_trainable(config.model)
-    if config.checkpoint is not None:
-        require_trainable(config.checkpoint)
     for name in ("img_size", "drop_path_rate"):
         if getattr(config, name) is not None:
             fields[name] = getattr(config, name)

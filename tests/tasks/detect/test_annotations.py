@@ -102,7 +102,16 @@ def test_categories_that_conflict(folder: Path, categories: list[dict[str, Any]]
 
 
 @pytest.mark.parametrize(
-    "box", [(10, 10, 0, 5), (10, 10, 5, -2), (70, 10, 5, 5), (-9, 3, 8, 8), (float("nan"), 0, 5, 5), (0, 0, 1e999, 5)]
+    "box",
+    [
+        (10, 10, 0, 5),
+        (10, 10, 5, -2),
+        (70, 10, 5, 5),
+        (-9, 3, 8, 8),
+        (float("nan"), 0, 5, 5),
+        (0, 0, 1e999, 5),
+        (0, 0, 10**400, 5),
+    ],
 )
 def test_boxes_without_area_are_dropped_by_id(folder: Path, box: Any) -> None:
     with pytest.warns(Note, match=r"train.json: left out 1 annotation \(17\) whose boxes have no area in the image"):
@@ -136,6 +145,8 @@ def test_images_without_objects_have_targets_of_their_shape(folder: Path, masks:
         (lambda c: c["images"].append({**IMAGE, "id": 6, "file_name": "b.png"}), "1 of the 2 images .* such as b.png"),
         (lambda c: c["images"][0].update(file_name="b.png"), "none of the 1 images of .* is there, such as b.png"),
         (lambda c: c["annotations"][0].update(category_id=1), "annotation 17 has category_id 1, which is none"),
+        (lambda c: c["annotations"][0].update(category_id=[7]), r"annotation 17 has category_id \[7\], which is none"),
+        (lambda c: c["annotations"][0].update(iscrowd="0"), "annotation 17 has iscrowd '0'; it is 0 or 1"),
         (lambda c: c["annotations"][0].pop("bbox"), "annotation 17 needs bbox"),
         (lambda c: c["annotations"][0].update(bbox=[1, 2, 3]), "annotation 17 needs bbox"),
         (lambda c: c["annotations"][0].update(iscrowd=1), "all 1 annotations are crowds or left out"),
@@ -159,6 +170,12 @@ def test_what_is_no_json_or_folder(folder: Path) -> None:
         open_set(str(folder), "train", annotations=Path("other.json"))
     with pytest.raises(DataError, match=r"no folder .*nowhere"):
         open_set("nowhere", "train", root=folder)
+
+
+@pytest.mark.parametrize("area", [float("nan"), -3, pytest.param(10**400, id="huge"), "9", None])
+def test_areas_that_are_none_are_computed(folder: Path, area: Any) -> None:
+    (image,) = opened(folder, [annotation(area=area)]).images
+    assert image.instances[1].area == 20 * 10
 
 
 def test_annotations_of_images_that_are_not_listed(folder: Path) -> None:
@@ -202,6 +219,8 @@ def test_crowds_in_every_form(folder: Path) -> None:
         (rectangle(2, 2, 9, 9), 1, None),
         ([rectangle(-20, -20, 40, 40)], 1, None),
         ([rectangle(2, 2, float("inf"), 9)], 0, "1 of 1 polygons"),
+        ([rectangle(2, 2, 10**400, 9)], 0, "1 of 1 polygons"),
+        ([rectangle(2, 2, 1e9, 9)], 0, "1 of 1 polygons .*too large numbers"),  # the compiled code would not come back
         ("text", 0, "neither polygons nor run lengths"),
         ({"size": [48, 65], "counts": [48 * 65]}, 0, r"a mask of size \[48, 65\], not of the image's \[48, 64\]"),
         ({"size": [48, 64], "counts": [5]}, 0, "run lengths of 5 pixels, not the image's 3072"),
@@ -311,6 +330,8 @@ def test_voc(voc: Path) -> None:
         (XML.format(OBJECT.format("dog", 0, "x", 1, 9, 9)), "<xmin> is 'x', no number"),
         (XML.format(OBJECT.format("", 0, 1, 1, 9, 9)), "<object> has no <name>"),
         ("<annotation></annotation>", "has no <size>"),
+        (XML.format("").replace(">64<", ">nan<"), "the <width> of its <size> is nan"),
+        (XML.format("").replace(">64<", ">0<"), "the <width> of its <size> is 0; write the image's"),
     ],
 )
 def test_voc_files_that_cannot_be_used(voc: Path, change: str, message: str) -> None:

@@ -20,7 +20,7 @@ from visionmlp.engine.config import TrainingConfig
 from visionmlp.engine.optimization import parameter_groups
 from visionmlp.engine.run_folder import RunFolder
 from visionmlp.errors import DataError, InvalidConfig, Note
-from visionmlp.models.dense_network import load_dense
+from visionmlp.models.dense_network import load_dense, save_dense
 from visionmlp.tasks.detect.annotations import Categories
 from visionmlp.tasks.detect.config import DetectConfig
 from visionmlp.tasks.detect.run import build_network, open_data, train
@@ -139,13 +139,61 @@ def test_predict(run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFi
     broken.mkdir()
     shutil.copy(image, broken)
     (broken / "broken.png").write_bytes(b"x")
+    Image.new("RGB", (3000, 2)).save(broken / "thin.png")
     assert (
         main(["predict", str(run), str(broken), str(image), "--score", "0.999", "--output", str(tmp_path / "b")]) == 2
     )
     captured = capsys.readouterr()
     assert "broken.png: not an image" in captured.err
+    assert "thin.png: too thin" in captured.err
     assert "nothing found" in captured.out
     assert {"val0.png", "val0-2.png", "objects.csv"} <= {path.name for path in (tmp_path / "b").iterdir()}
+    # pictures do not take the place of the images that they are of
+    before = (broken / "val0.png").read_bytes()
+    assert main(["predict", str(run), str(broken), "--output", str(broken), "--force"]) == 2
+    assert "lies in" in capsys.readouterr().err
+    assert (broken / "val0.png").read_bytes() == before
+
+
+def test_weights_that_are_no_numbers_are_not_nothing_found(
+    run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network, info = load_dense(run)
+    with torch.no_grad():
+        next(network.parameters()).fill_(torch.nan)
+    path = tmp_path / "broken.safetensors"
+    save_dense(path, network, class_names=info.class_names, preprocessing=info.preprocessing)
+    assert main(["predict", str(path), str(data / "images" / "val0.png")]) == 2
+    assert "NaN or infinite" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("ids", [7, [[3], [7], [90]], [3, 7], [3, 3, 7], "abc"])
+def test_category_ids_that_cannot_be(
+    run: Path, data: Path, tmp_path: Path, ids: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network, info = load_dense(run)
+    path = tmp_path / "hostile.safetensors"
+    save_dense(path, network, class_names=info.class_names, preprocessing={"category_ids": ids})
+    assert main(["predict", str(path), str(data / "images" / "val0.png")]) == 2
+    assert "category ids" in capsys.readouterr().err
+
+
+@torch.inference_mode()
+def test_what_is_found_does_not_depend_on_the_others_of_a_batch(
+    run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = [str(data / "images" / "val0.png"), str(tmp_path / "tall.png"), str(data / "images" / "val1.png")]
+    with Image.open(images[0]) as image:
+        image.resize((30, 96)).save(images[1])
+    answers = []
+    for size in ("1", "3"):
+        assert main(["predict", str(run), *images, "--score", "0", "--json", "--batch-size", size]) == 0
+        answers.append([json.loads(line)["objects"] for line in capsys.readouterr().out.splitlines()])
+    for alone, together in zip(*answers, strict=True):
+        assert alone
+        assert [one["label"] for one in alone] == [one["label"] for one in together]
+        boxes = [np.array([one["box"] for one in objects]) for objects in (alone, together)]
+        np.testing.assert_allclose(*boxes, atol=1e-3)
 
 
 def test_predict_reads_standard_input(
@@ -182,6 +230,23 @@ def states(folder: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.usefixtures("_no_report")
 @pytest.mark.filterwarnings("ignore::visionmlp.errors.Note")
+def test_a_run_begins_with_what_another_has_learnt(run: Path, data: Path, tmp_path: Path) -> None:
+    given, info = load_dense(run)
+    assert info.class_names is not None
+    config = config_for(data, tmp_path, model=str(run), frozen_stages=1)
+    names = [*zip([3, 7, 90], info.class_names, strict=True)]
+    with pytest.warns(Note, match="all of its weights fit"):
+        same = build_network(config, Categories.of(names, ""))
+    theirs = given.state_dict()
+    assert all(torch.equal(value, theirs[name]) for name, value in same.state_dict().items())
+    assert not next(same.backbone.parameters()).requires_grad
+    with pytest.warns(
+        Note, match="fresh are head.box_stages.0.cls_score, head.box_stages.0.bbox_pred, head.mask_stages"
+    ):
+        other = build_network(config, Categories.of([(1, "a"), (2, "b")], ""))
+    assert torch.equal(next(other.neck.parameters()), next(same.neck.parameters()))
+
+
 def test_a_run_that_was_killed_ends_bit_equal(
     run: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -288,6 +353,16 @@ def test_masks_need_outlines_and_the_rest_of_the_data_the_same_classes(tmp_path:
     (tmp_path / "val.json").write_text(json.dumps(content))
     with pytest.raises(DataError, match="calls category 90 'dragon'"):
         open_data(config_for(tmp_path, tmp_path))
+
+
+def test_a_part_without_objects_is_refused(tmp_path: Path) -> None:
+    make_scenes(tmp_path, "train", 3, seed=0)
+    content = json.loads(make_scenes(tmp_path, "val", 3, seed=1).read_text())
+    content["images"].reverse()
+    (tmp_path / "val.json").write_text(json.dumps(content))
+    with pytest.raises(InvalidConfig, match=r"the first 1 images of .*val.json have no object"):
+        open_data(config_for(tmp_path, tmp_path, max_images=1))
+    assert len(open_data(config_for(tmp_path, tmp_path, max_images=2))[1].images) == 2
 
 
 def test_refusals_are_one_line(run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

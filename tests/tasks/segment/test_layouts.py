@@ -113,7 +113,7 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
         open_pairs(tmp_path, "train", num_classes=2)
     (tmp_path / "classes.json").write_text(json.dumps({"class_names": ["x", "y", "z"]}))
     (masks / "a.bmp").unlink()
-    with pytest.raises(DataError, match=r"num_classes is 2, but .*classes.json has 3; leave it out"):
+    with pytest.raises(DataError, match=r"classes.json has 3 classes, not 2; leave num_classes out"):
         open_pairs(tmp_path, "train", num_classes=2)
 
 

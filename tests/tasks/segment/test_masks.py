@@ -173,7 +173,8 @@ def test_a_file_beside_the_data_describes_its_classes(tmp_path: Path) -> None:
     np.testing.assert_array_equal(labels_of(np.array([[9, 7]], np.uint8), classes), [[1, 0]])
     path.unlink()
     (tmp_path / "class_dict.csv").write_text(
-        "name, r, g, b\n".replace(" ", "") + "Car,64,0,128\nVoid,0,0,0\nTree,1,2,3\n"
+        "name, r, g, b\n".replace(" ", "") + "Car,64,0,128\nVoid,0,0,0\nTree,1,2,3\n",
+        encoding="utf-8-sig",  # as Excel writes it
     )
     classes = read_classes(tmp_path)
     assert classes is not None
@@ -194,6 +195,9 @@ def test_a_file_beside_the_data_describes_its_classes(tmp_path: Path) -> None:
         ('{"class_names": ["a", "b"], "values": [1, 1]}', "two classes have the same value"),
         ('{"class_names": ["a"], "palette": [[1, 2, 300]]}', "a colour is"),
         ('{"class_names": ["a"], "values": [256]}', "values must be in 0 to 255"),
+        ('{"class_names": ["a", "b"], "ignore_index": 300}', "ignored values must be in 0 to 255"),
+        ('{"class_names": ["a", "b"], "ignore_index": -100}', "ignored values must be in 0 to 255"),
+        ('{"class_names": ["a", "b"], "ignore_colors": 3}', "ignore_colors is a list of colours"),
     ],
 )
 def test_a_bad_description_is_named(tmp_path: Path, text: str, message: str) -> None:

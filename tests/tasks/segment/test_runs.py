@@ -19,7 +19,7 @@ from visionmlp.data import BadImageLog
 from visionmlp.data.videos import Clip, ClipWriter, read_frames
 from visionmlp.engine import evaluate
 from visionmlp.engine.run_folder import Table
-from visionmlp.errors import InvalidConfig
+from visionmlp.errors import InvalidConfig, Note
 from visionmlp.models.segmenter import Segmenter
 from visionmlp.tasks.register import load_task
 from visionmlp.tasks.segment.building import (
@@ -131,6 +131,10 @@ def test_eval_repeats_the_runs_scores(trained: Path, tmp_path: Path, capsys: Any
     other = json.loads(capsys.readouterr().out)
     assert (other["images"], other["window"], other["scales"], other["flip"]) == (2, [32, 32], [0.75, 1.0], True)
     assert other["loss"] != pytest.approx(record["loss"])
+    for stride, expected in ((["--stride", "9", "7"], [9, 7]), ([], [8, 6])):  # less than the training's 21
+        assert main(["eval", str(trained), "--json", *words[:2], "--window", "12", "10", *stride]) == 0
+        other = json.loads(capsys.readouterr().out)
+        assert (other["window"], other["stride"]) == ([12, 10], expected)
     assert main(["eval", str(trained)]) == 0
     printed = capsys.readouterr().out
     assert all(word in printed for word in ("mIoU %", "road", "IoU %"))
@@ -142,6 +146,8 @@ def test_eval_repeats_the_runs_scores(trained: Path, tmp_path: Path, capsys: Any
         (["--stride", "16", "16"], "--stride is of sliding windows; give --inference slide"),
         (["--inference", "slide", "--window", "16", "16", "--stride", "17", "16"], "pixels between windows"),
         (["--scales", "0"], "scales must be positive"),
+        (["--scales", "1e9"], "scales must be positive factors of at most 16"),
+        (["--resize", "0", "0"], "resize must be two sides of at least 1 pixel"),
         (["--max-images", "0"], "max-images must be at least 1"),
         (["--data", "nowhere"], "no folder nowhere"),
         (["--force"], "--force is about the file of --output"),
@@ -228,6 +234,39 @@ def states(folder: Path) -> dict[str, torch.Tensor]:
     return {**load_file(newest), **{f"shipped.{k}": v for k, v in load_file(folder / "model.safetensors").items()}}
 
 
+def test_a_run_begins_with_what_another_has_learnt(trained: Path, tree: Path, tmp_path: Path, capsys: Any) -> None:
+    network, info = visionmlp.load_dense(trained)
+    start = tmp_path / "start.safetensors"
+    visionmlp.save_dense(start, network, class_names=info.class_names, preprocessing={"mean": [0.1, 0.2, 0.3]})
+    config = config_for(tree, model=str(start), crop_size=[40, 48])
+    with pytest.warns(Note, match="all of its weights fit"):
+        same = build_network(config, 3, info.class_names)
+    assert all(torch.equal(value, network.state_dict()[name]) for name, value in same.state_dict().items())
+    preparation = preparation_of(config, same, numbered(3))
+    assert preparation.mean == (0.1, 0.2, 0.3)  # the images of the weights
+    for count, names in ((3, ["sky", "car", "road"]), (5, list("abcde"))):
+        with pytest.warns(Note, match=r"begins with .*; fresh are decode_head.conv_seg$"):
+            other = build_network(config, count, names)
+        assert not torch.equal(other.decode_head.conv_seg.weight[:3], same.decode_head.conv_seg.weight)
+        assert torch.equal(next(other.neck.parameters()), next(same.neck.parameters()))  # type: ignore[union-attr]
+    words = ["train", str(trained), "--task", "segment", "--data", str(tree), "--output", str(tmp_path / "run")]
+    small = ["--head-channels", "16", "--neck-channels", "16", "--crop-size", "32", "32", "--batch-size", "4"]
+    assert (
+        main([*words, "--head", "semantic_fpn", *small, "--max-steps", "1", "--lr", "1e-9", "--num-workers", "0"]) == 0
+    )
+    best = max(row["miou"] for row in Table(trained / "metrics.csv").rows())
+    assert Table(tmp_path / "run" / "metrics.csv").rows()[-1]["miou"] == pytest.approx(best, abs=2)
+    capsys.readouterr()
+    visionmlp.save_dense(start, visionmlp.reparameterize(network), class_names=info.class_names)
+    for model, options, message in (
+        (str(start), [], "deploy form"),
+        (str(trained), ["--checkpoint", str(start)], "holds weights already"),
+        ("hiremlp_test", ["--checkpoint", str(trained / "model.safetensors")], "give it in place of the model"),
+    ):
+        assert main(["train", model, *words[2:-1], str(tmp_path / "none"), *options]) == 2
+        assert message in capsys.readouterr().err
+
+
 def test_a_killed_run_ends_bit_equal(tree: Path, tmp_path: Path) -> None:
     options = {
         **FIXED,
@@ -281,6 +320,7 @@ def test_models_of_one_size_have_windows(tree: Path) -> None:
         ({"ohem_threshold": 0.0}, "ohem_threshold must be in"),
         ({"head_dropout": 1.0}, "head_dropout must be in"),
         ({"num_classes": 0}, "num_classes must be at least 1"),
+        ({"num_classes": 10**9}, "num_classes must be at least 1 and at most 255"),
         ({"mask_values": [0, 256]}, "mask_values must be in 0 to 255"),
         ({"head": "upernet"}, "upernet has no neck; leave neck_channels out"),
         ({"inference": "whole", "stride": [8, 8]}, "stride is of sliding windows"),

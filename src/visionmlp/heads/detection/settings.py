@@ -292,6 +292,7 @@ def _check(settings: DetectionSettings) -> None:
         **{f"{name} must be from 0 to 1": 0 <= getattr(settings, name) <= 1 for name in shares},
         **{f"{name} must be at least 1": getattr(settings, name) >= 1 for name in counts},
         "anchor_octaves must be at most 16": settings.anchor_octaves <= 16,
+        "there can be at most 16 stages": stages <= 16,
         "anchor_scale must be positive": 0 < settings.anchor_scale < math.inf,
         "anchor_ratios must be positive": min(settings.anchor_ratios, default=0) > 0,
         "box betas must be at least 0": min(settings.anchor_box_beta, settings.roi_box_beta) >= 0,

@@ -18,6 +18,7 @@ from visionmlp.measure.timing import describe_machine
 from visionmlp.tasks.building import evaluation_batches, open_data, training_batches
 from visionmlp.tasks.classify.config import ClassifyConfig
 from visionmlp.tasks.classify.run import build_model, open_task
+from visionmlp.tasks.input_bench import short
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -62,7 +63,7 @@ def _measure(fabric: "Fabric", config: ClassifyConfig, num_workers: Sequence[int
                 task=task,
                 training=batches,
                 evaluation=evaluation,
-                config=_short(config, Path(folder) / "run", count),
+                config=short(config, Path(folder) / "run", count),
                 run=RunFolder(Path(folder) / "run"),
                 write_weights=lambda *_: None,
                 keep_best=lambda *_: None,
@@ -100,20 +101,3 @@ def _measure(fabric: "Fabric", config: ClassifyConfig, num_workers: Sequence[int
             )
         )
     return InputBenchmark(machine=describe_machine(fabric.device), measurements=rows)
-
-
-def _short(config: ClassifyConfig, output: Path, batches: int) -> ClassifyConfig:
-    """Training for so many batches that writes and evaluates at its end only."""
-    never = 10**9
-    return dataclasses.replace(
-        config,
-        output=output,
-        max_steps=-(-batches // config.accumulate),
-        log_every=never,
-        eval_every=never,
-        save_every=None,
-        # weights that hardly move, so that no model diverges
-        lr=1e-6,
-        min_lr=0.0,
-        warmup_epochs=0.0,
-    )

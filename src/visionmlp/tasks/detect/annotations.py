@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import math
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +13,9 @@ from visionmlp.tasks.detect.outlines import Outline
 
 ImageId = int | str
 """As the dataset has it: COCO's numbers, VOC's names."""
+
+FARTHEST = 1e9
+"""Pixels; no image has such coordinates."""
 
 _NAMED = 5
 """Annotations that a message names."""
@@ -221,7 +223,7 @@ class DetectionData:
 
 def is_degenerate(box: Sequence[float], size: tuple[int, int]) -> bool:
     """Whether a box (x, y, width, height) is not finite, or covers nothing of an image of a size."""
-    if not all(math.isfinite(value) for value in box):
+    if not all(abs(value) <= FARTHEST for value in box):
         return True
     x, y, width, height = box
     across = min(x + width, size[0]) - max(x, 0)

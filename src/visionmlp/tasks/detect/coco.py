@@ -11,6 +11,7 @@ from PIL import Image
 
 from visionmlp.errors import DataError
 from visionmlp.tasks.detect.annotations import (
+    FARTHEST,
     AnnotatedImage,
     AnnotatedSet,
     Categories,
@@ -125,6 +126,10 @@ def _size(image: Mapping[str, Any], folder: Path) -> tuple[int, int]:
         raise DataError(f"the JSON does not say the size of {name}, and it cannot be read") from error
 
 
+def _is_key(value: Any) -> bool:
+    return isinstance(value, int | float | str)
+
+
 def _instances(
     entries: Sequence[Mapping[str, Any]],
     path: Path,
@@ -138,9 +143,9 @@ def _instances(
         image: Any = entry.get("image_id")
         category: Any = entry.get("category_id")
         box = entry.get("bbox")
-        if category not in labels:
+        if not _is_key(category) or category not in labels:
             raise DataError(f"{path}: annotation {one} has category_id {category!r}, which is none of its categories")
-        if image not in sizes:
+        if not _is_key(image) or image not in sizes:
             lost["of images that the file does not list"].append(one)
             continue
         if not isinstance(box, list) or len(box) != 4 or not all(isinstance(value, int | float) for value in box):
@@ -152,15 +157,18 @@ def _instances(
         if problem is not None:
             lost[f"with {problem}; {'the rest is used' if outline else 'used without an outline'}"].append(one)
         area = entry.get("area")
-        if not isinstance(area, int | float):
+        if not isinstance(area, int | float) or not 0 <= area <= FARTHEST**2:
             area = box[2] * box[3] if outline is None else outline.area()
+        crowd: Any = entry.get("iscrowd") or 0
+        if crowd not in (0, 1):
+            raise DataError(f"{path}: annotation {one} has iscrowd {crowd!r}; it is 0 or 1")
         found[image].append(
             Instance(
                 id=one,
                 label=labels[category],
                 box=tuple(map(float, box)),  # type: ignore[arg-type] (four)
                 area=float(area),
-                crowd=bool(entry.get("iscrowd", 0)),
+                crowd=bool(crowd),
                 outline=outline,
             )
         )

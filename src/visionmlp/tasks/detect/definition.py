@@ -3,7 +3,7 @@
 # ruff: noqa: RUF009 (`option` returns a dataclass field)
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -12,6 +12,7 @@ from visionmlp.tasks.detect.config import DetectConfig
 from visionmlp.tasks.options import option
 
 if TYPE_CHECKING:
+    from visionmlp.bench.input_pipeline import InputBenchmark
     from visionmlp.tasks.detect.predict import Objects
 
 
@@ -88,6 +89,12 @@ def _predict(options: DetectPredictOptions) -> "Iterator[Objects]":
     return predictions(options)
 
 
+def _measure_input(config: DetectConfig, *, num_workers: Sequence[int], steps: int) -> "InputBenchmark":
+    from visionmlp.tasks.detect.input_bench import measure_input
+
+    return measure_input(config, num_workers=num_workers, steps=steps)
+
+
 TASK = TaskDefinition(
     summary="objects in images: boxes, classes and masks",
     config=DetectConfig,
@@ -97,4 +104,5 @@ TASK = TaskDefinition(
     predict_options=DetectPredictOptions,
     predict=_predict,
     answer_columns=(),
+    measure_input=_measure_input,
 )

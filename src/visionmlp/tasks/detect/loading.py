@@ -27,6 +27,9 @@ def load_detector(options: DetectorOptions) -> tuple[Detector, DenseInfo]:
     network, info = load_dense(options.model)
     if not isinstance(network, Detector):
         raise CheckpointError(f"{options.model} holds a network for {info.task}, not for detect")
+    if not all(value.isfinite().all() for value in network.parameters()):
+        # scores of NaN are above no threshold, as if there were nothing to find
+        raise CheckpointError(f"{info.source} has weights that are NaN or infinite; take an earlier checkpoint")
     return network.to(device), info
 
 
@@ -34,9 +37,9 @@ def categories_of(info: DenseInfo) -> Categories:
     """Names and ids of a checkpoint's labels; "class N" and N where it does not say them."""
     count = info.options["num_classes"]
     names = info.class_names or [f"class {label}" for label in range(1, count + 1)]
-    ids = info.preprocessing.get("category_ids") or range(1, count + 1)
-    fits = len(names) == len(ids) == len({*ids}) == len({*names}) == count
-    if not fits or not all(type(one) is int for one in ids):
+    ids = info.preprocessing.get("category_ids") or list(range(1, count + 1))
+    numbers = isinstance(ids, list) and all(type(one) is int for one in ids)
+    if not numbers or not len(names) == len(ids) == len({*ids}) == len({*names}) == count:
         raise CheckpointError(f"{info.source} has {count} classes, but other names or category ids")
     return Categories(names=tuple(names), ids=tuple(ids))
 

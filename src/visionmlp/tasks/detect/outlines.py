@@ -5,13 +5,15 @@ its compiled code trusts run lengths.
 """
 
 import dataclasses
-import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from visionmlp.errors import require
+
+_FARTHEST = 1e5
+"""Pixels. The compiled code walks along a polygon's edges outside of the image too, in whole numbers of 32 bits."""
 
 RunLengths = dict[str, Any]
 """COCO's: ``size`` [h, w] and ``counts``, compressed bytes."""
@@ -81,7 +83,9 @@ def read_outline(segmentation: Any, size: tuple[int, int]) -> tuple[Outline | No
         segmentation = [segmentation]  # one part without the list of parts
     good = [np.asarray(part, dtype=np.float64) for part in segmentation if _is_polygon(part)]
     bad = len(segmentation) - len(good)
-    problem = f"{bad} of {len(segmentation)} polygons with under three points or odd numbers" if bad else None
+    problem = (
+        f"{bad} of {len(segmentation)} polygons with under three points, or odd or too large numbers" if bad else None
+    )
     return (Outline(size, polygons=tuple(good)) if good else None), problem
 
 
@@ -90,7 +94,7 @@ def _is_polygon(part: Any) -> bool:
         isinstance(part, list)
         and len(part) >= 6
         and len(part) % 2 == 0
-        and all(isinstance(value, int | float) and math.isfinite(value) for value in part)
+        and all(isinstance(value, int | float) and abs(value) <= _FARTHEST for value in part)
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from visionmlp.data.inputs import Opened, OutputNames, find_images, open_images
+from visionmlp.data.inputs import Opened, OutputNames, find_images, open_images, require_apart
 from visionmlp.data.videos import WRITTEN, ClipWriter
 from visionmlp.errors import InvalidConfig
 from visionmlp.files import OutputError, beside, writing
@@ -19,6 +19,7 @@ from visionmlp.models.detector import Detector
 from visionmlp.tasks.detect.annotations import Categories
 from visionmlp.tasks.detect.definition import DetectPredictOptions
 from visionmlp.tasks.detect.drawing import drawn, found_objects, save_picture
+from visionmlp.tasks.detect.inference import found_on
 from visionmlp.tasks.detect.loading import categories_of, exif_orientation_of, load_detector
 from visionmlp.tasks.detect.metrics import Detections
 from visionmlp.tasks.detect.samples import mode_of, to_tensor
@@ -83,6 +84,8 @@ def predictions(options: DetectPredictOptions) -> Iterator[Objects]:
     """
     if not 0 <= options.score <= 1:
         raise InvalidConfig(f"score must be in [0, 1], got {options.score:g}")
+    if options.output is not None:
+        require_apart(options.inputs, options.output, force=options.force)
     detector, info = load_detector(options)
     turned, categories = exif_orientation_of(info, options), categories_of(info)
     images = open_images(find_images(options.inputs), mode_of(detector.backbone.in_chans), exif_orientation=turned)
@@ -90,7 +93,8 @@ def predictions(options: DetectPredictOptions) -> Iterator[Objects]:
         files = None
         if options.output is not None:
             files = stack.enter_context(_files(options.output, categories, force=options.force))
-        while chunk := list(itertools.islice(images, options.batch_size)):
+        usable = (_usable(opened, detector) for opened in images)
+        while chunk := list(itertools.islice(usable, options.batch_size)):
             found = iter(_found(detector, [one.image for one in chunk if isinstance(one.image, Image.Image)]))
             for opened in chunk:
                 if isinstance(opened.image, str):
@@ -101,13 +105,20 @@ def predictions(options: DetectPredictOptions) -> Iterator[Objects]:
                 yield answer if files is None else files.write(answer, opened, detections)
 
 
+def _usable(opened: Opened, detector: Detector) -> Opened:
+    """The image, or why the detector cannot look at it."""
+    if isinstance(opened.image, str):
+        return opened
+    reason = detector.refusal((opened.image.height, opened.image.width))
+    return opened if reason is None else opened._replace(image=reason)
+
+
 @torch.inference_mode()
 def _found(detector: Detector, images: list[Image.Image]) -> list[Detections]:
     if not images:
         return []
     like = next(detector.parameters())
-    results = detector([to_tensor(image).to(like) for image in images])
-    return [Detections.of(result) for result in results]  # type: ignore[arg-type] (losses in training mode only)
+    return [Detections.of(result) for result in found_on(detector, [to_tensor(image).to(like) for image in images])]
 
 
 def _objects(detections: Detections, categories: Categories) -> list[Found]:

@@ -11,10 +11,11 @@ from visionmlp.data.loading import EpochOrder, EvaluationLoader, TrainingLoader
 from visionmlp.engine import RunFolder
 from visionmlp.engine.launch import agree
 from visionmlp.errors import DataError, require
+from visionmlp.models.backbone import Backbone
 from visionmlp.models.dense_network import save_dense
 from visionmlp.models.detector import Detector, create_detector
 from visionmlp.models.freezing import freeze
-from visionmlp.tasks.building import build_dense_backbone, synchronise
+from visionmlp.tasks.building import build_dense_network, synchronise
 from visionmlp.tasks.definition import TrainResult
 from visionmlp.tasks.detect.annotations import AnnotatedSet, Categories, DetectionData, note
 from visionmlp.tasks.detect.config import DetectConfig
@@ -43,7 +44,7 @@ def train(config: DetectConfig, *, resume: bool = False) -> TrainResult:
     require("faster_coco_eval", extra="detection")  # now rather than behind the training
     config = launched_config(config)
     return run_training(
-        config, lambda fabric, run, log: _prepared(fabric, config, run, log), write_report, resume=resume
+        config, lambda fabric, run, log: prepared(fabric, config, run, log), write_report, resume=resume
     )
 
 
@@ -77,7 +78,13 @@ def open_data(config: DetectConfig) -> tuple[AnnotatedSet, AnnotatedSet]:
         if left_out := len(training.images) - len(with_objects.images):
             note(f"{training.source}: left out {left_out} images without objects; --empty-images keep trains on them")
         training = with_objects
-    return training.first(config.max_images), evaluation.first(config.max_images)
+    training, evaluation = (part.first(config.max_images) for part in (training, evaluation))
+    for part in (training, evaluation):
+        config.require(
+            any(image.objects for image in part.images),
+            f"the first {config.max_images} images of {part.source} have no object; give more max_images, or none",
+        )
+    return training, evaluation
 
 
 def build_network(config: DetectConfig, categories: Categories) -> Detector:
@@ -86,7 +93,12 @@ def build_network(config: DetectConfig, categories: Categories) -> Detector:
     Raises:
         VisionMLPError: for a network that cannot be built or loaded.
     """
-    backbone = build_dense_backbone(config)
+    network = build_dense_network(config, lambda backbone: _with_head(config, backbone, categories), categories.names)
+    freeze(network, levels=max(config.frozen_stages, 0), stem=config.frozen_stages >= 0)
+    return network
+
+
+def _with_head(config: DetectConfig, backbone: Backbone, categories: Categories) -> Detector:
     channels = backbone.in_chans
     for name in ("mean", "std"):
         given = getattr(config, name)
@@ -95,7 +107,7 @@ def build_network(config: DetectConfig, categories: Categories) -> Detector:
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed + 1)  # the backbone has drawn from the seed itself
-        network = create_detector(
+        return create_detector(
             backbone,
             head=config.head,
             num_classes=len(categories.names),
@@ -108,11 +120,10 @@ def build_network(config: DetectConfig, categories: Categories) -> Detector:
             fpn_channels=config.fpn_channels,
             tile_overlap=config.tile_overlap,
         )
-    freeze(network, levels=max(config.frozen_stages, 0), stem=config.frozen_stages >= 0)
-    return network
 
 
-def _prepared(fabric: "Fabric", config: DetectConfig, run: RunFolder, log: BadImageLog) -> Prepared:
+def prepared(fabric: "Fabric", config: DetectConfig, run: RunFolder, log: BadImageLog) -> Prepared:
+    """What a run starts with; see `run_training`."""
     training_set, evaluation_set = agree(fabric, lambda: open_data(config))
     categories = training_set.categories
     network = agree(fabric, lambda: build_network(config, categories))

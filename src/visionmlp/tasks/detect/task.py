@@ -1,6 +1,6 @@
 """Detection as the loop knows it: the network's losses, and what it finds on the evaluation images."""
 
-from typing import ClassVar, cast
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -11,6 +11,7 @@ from visionmlp.layers.auxiliary import balance_of, collect_auxiliary
 from visionmlp.models.detector import Detector
 from visionmlp.tasks.building import parts_of
 from visionmlp.tasks.detect.annotations import AnnotatedSet
+from visionmlp.tasks.detect.inference import found_on
 from visionmlp.tasks.detect.metrics import CocoMetric, Detections
 from visionmlp.tasks.detect.samples import DetectionBatch
 
@@ -56,6 +57,5 @@ class Detection(Task):
 
     def evaluate(self, model: nn.Module, batch: DetectionBatch, metric: CocoMetric) -> None:
         """Take what is found into the metric."""
-        results = cast("list[dict[str, torch.Tensor]]", model(batch.images))
-        for index, result in zip(batch.keys[:, 2].tolist(), results, strict=True):
+        for index, result in zip(batch.keys[:, 2].tolist(), found_on(model, batch.images), strict=True):
             metric.add(index, Detections.of(result))

@@ -6,6 +6,7 @@ from xml.etree import ElementTree
 
 from visionmlp.errors import DataError
 from visionmlp.tasks.detect.annotations import (
+    FARTHEST,
     AnnotatedImage,
     AnnotatedSet,
     Categories,
@@ -96,13 +97,20 @@ def _number(element: ElementTree.Element, name: str, where: str) -> float:
         raise DataError(f"annotation {where}.xml: <{name}> is {text!r}, no number") from error
 
 
+def _side(element: ElementTree.Element, name: str, where: str) -> int:
+    side = _number(element, name, where)
+    if not 1 <= side <= FARTHEST:
+        raise DataError(f"annotation {where}.xml: the <{name}> of its <size> is {side:g}; write the image's")
+    return round(side)
+
+
 def _image(
     name: str, tree: ElementTree.Element, root: Path, labels: Mapping[str, int], lost: list[int | str]
 ) -> AnnotatedImage:
     size_of = tree.find("size")
     if size_of is None:
         raise DataError(f"annotation {name}.xml has no <size>")
-    size = round(_number(size_of, "width", name)), round(_number(size_of, "height", name))
+    size = _side(size_of, "width", name), _side(size_of, "height", name)
     instances = []
     for place, item in enumerate(tree.iter("object"), start=1):
         bounds = item.find("bndbox")

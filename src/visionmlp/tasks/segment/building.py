@@ -13,7 +13,7 @@ from visionmlp.errors import InvalidConfig
 from visionmlp.models.backbone import Backbone
 from visionmlp.models.checkpoint import default_preprocessing
 from visionmlp.models.segmenter import Segmenter, create_segmenter
-from visionmlp.tasks.building import build_dense_backbone
+from visionmlp.tasks.building import build_dense_network
 from visionmlp.tasks.segment.classes import Classes, Colour, colour_map
 from visionmlp.tasks.segment.config import SegmentConfig
 from visionmlp.tasks.segment.data import MaskedImages, check_masks, collate, collate_evaluation, require_same_classes
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 _CROP = (512, 512)
+_LARGEST = 1 << 16
+"""Pixels of a side that a checkpoint may ask for."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,9 +107,22 @@ class Preparation:
             result = dataclasses.replace(own, inference=inference, **tuples, **given)
         except (TypeError, ValueError) as error:
             raise InvalidConfig(f"the preprocessing saved with the weights cannot be used: {error}") from error
-        if inference.mode not in ("whole", "slide") or len(result.palette) != len(own.palette):
+        if not result._can_be(own):
             raise InvalidConfig("the preprocessing saved with the weights does not fit the network")
         return result
+
+    def _can_be(self, own: "Preparation") -> bool:
+        """Whether training gives such values."""
+        inference, divisor = self.inference, self.size_divisor
+        sides = (*inference.window, *inference.stride, *(self.resize or ()))
+        return (
+            inference.mode in ("whole", "slide")
+            and len(self.palette) == len(own.palette)
+            and all(0 <= part <= 255 for colour in self.palette for part in colour)
+            and len(self.mean) == len(self.std) == len(own.mean)
+            and type(divisor) is int
+            and all(1 <= side <= _LARGEST for side in (divisor, *sides))
+        )
 
 
 def _pair(values: Sequence[int]) -> tuple[int, int]:
@@ -127,13 +142,21 @@ def own_preparation(backbone: Backbone, num_classes: int) -> Preparation:
     )
 
 
-def build_network(config: SegmentConfig, num_classes: int) -> Segmenter:
+def build_network(config: SegmentConfig, num_classes: int, class_names: Sequence[str] | None = None) -> Segmenter:
     """The network of a run before training.
+
+    Args:
+        config: of the run.
+        num_classes: of the data.
+        class_names: which of the classes a network to begin with may know; None if nothing is known of them.
 
     Raises:
         VisionMLPError: for a backbone that cannot be built or loaded, or a head that does not fit it.
     """
-    backbone = build_dense_backbone(config)
+    return build_dense_network(config, lambda backbone: _with_head(config, backbone, num_classes), class_names)
+
+
+def _with_head(config: SegmentConfig, backbone: Backbone, num_classes: int) -> Segmenter:
     channels = len(default_preprocessing(backbone)["mean"])
     config.require(channels == 3, f"{backbone.name} takes {channels} channels, but images have 3; leave in_chans out")
     with torch.random.fork_rng(devices=[]):

@@ -93,7 +93,8 @@ class Classes:
         _require(len(set(self.names)) == count, f"{where}: two classes have the same name")
         _require(len(set(self.values)) == count, f"{where}: two classes have the same value")
         _require(not self.ignored & set(self.values), f"{where}: a value is both a class's and ignored")
-        _require(all(0 <= value <= 255 for value in self.values), f"{where}: values must be in 0 to 255")
+        for what, values in (("values", self.values), ("ignored values", self.ignored)):
+            _require(all(0 <= value <= 255 for value in values), f"{where}: {what} must be in 0 to 255")
         if self.coloured:
             _require(len(set(self.palette)) == count, f"{where}: two classes have the same colour")
 
@@ -229,6 +230,8 @@ def _from_json(path: Path) -> Classes:
         palette is None or (isinstance(palette, list) and len(palette) == len(names)),
         f"{path}: palette is one colour for each of class_names",
     )
+    others = said.get("ignore_colors", [])
+    _require(isinstance(others, list), f"{path}: ignore_colors is a list of colours")
     unknown = sorted(key for key in said if path.name == "classes.json" and key not in _KEYS)
     _require(not unknown, f"{path} has an unknown {', '.join(unknown)}; known are {', '.join(sorted(_KEYS))}")
     colours = _usual_colours(names) if palette is None else tuple(_colour(item, path) for item in palette)
@@ -241,7 +244,7 @@ def _from_json(path: Path) -> Classes:
         values=tuple(values[number] for number in kept),
         ignored=frozenset(ignored),
         coloured=palette is not None,
-        ignored_colours=frozenset([*left_out, *(_colour(item, path) for item in said.get("ignore_colors", []))]),
+        ignored_colours=frozenset([*left_out, *(_colour(item, path) for item in others)]),
         origin=str(path),
     )
 
@@ -282,7 +285,7 @@ def _colour(value: Any, path: Path) -> Colour:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")  # as spreadsheets write it
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read {path}: {error}") from error
 

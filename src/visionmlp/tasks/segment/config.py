@@ -6,6 +6,9 @@ from typing import ClassVar, Literal
 from visionmlp.engine.config import about, option
 from visionmlp.tasks.image_config import ImageTrainingConfig
 
+_MOST_CLASSES = 255
+"""Masks have 8 bits, and one value is ignored."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SegmentConfig(ImageTrainingConfig):
@@ -128,7 +131,11 @@ class SegmentConfig(ImageTrainingConfig):
         super().__post_init__()
         for name in ("size_divisor", "eval_batch_size"):
             self.require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("num_classes", "head_channels", "neck_channels", "out_channels"):
+        self.require(
+            self.num_classes is None or 1 <= self.num_classes <= _MOST_CLASSES,
+            f"num_classes must be at least 1 and at most {_MOST_CLASSES}, or left out, got {self.num_classes}",
+        )
+        for name in ("head_channels", "neck_channels", "out_channels"):
             value = getattr(self, name)
             self.require(value is None or value >= 1, f"{name} must be at least 1, or left out, got {value}")
         for name in ("resize", "crop_size", "window", "stride"):

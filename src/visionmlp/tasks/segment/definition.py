@@ -3,7 +3,7 @@
 # ruff: noqa: RUF009 (`option` returns a dataclass field)
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -12,6 +12,7 @@ from visionmlp.tasks.options import option
 from visionmlp.tasks.segment.config import SegmentConfig
 
 if TYPE_CHECKING:
+    from visionmlp.bench.input_pipeline import InputBenchmark
     from visionmlp.tasks.segment.predict import Prediction
 
 
@@ -35,7 +36,11 @@ class SegmenterOptions:
         "whole images or sliding windows; default: as in the network's training", None
     )
     window: tuple[int, int] | None = option("height and width of sliding windows, such as 512 512", None)
-    stride: tuple[int, int] | None = option("pixels from one window to the next, such as 341 341", None)
+    stride: tuple[int, int] | None = option(
+        "pixels from one window to the next, such as 341 341; default: as in the network's training, or two thirds of "
+        "a window that is smaller than that",
+        None,
+    )
     scales: tuple[float, ...] = option(
         "sizes that each image is looked at, as factors; probabilities are averaged; the papers' are "
         "0.5 0.75 1 1.25 1.5 1.75",
@@ -106,6 +111,12 @@ def _predict(options: SegmentPredictOptions) -> "Iterator[Prediction]":
     return predictions(options)
 
 
+def _measure_input(config: SegmentConfig, *, num_workers: Sequence[int], steps: int) -> "InputBenchmark":
+    from visionmlp.tasks.segment.input_bench import measure_input
+
+    return measure_input(config, num_workers=num_workers, steps=steps)
+
+
 TASK = TaskDefinition(
     summary="a class for each pixel of an image",
     config=SegmentConfig,
@@ -115,4 +126,5 @@ TASK = TaskDefinition(
     predict_options=SegmentPredictOptions,
     predict=_predict,
     answer_columns=(),
+    measure_input=_measure_input,
 )

@@ -130,7 +130,10 @@ def _classes(folder: Path, found: Pairs, num_classes: int | None) -> Classes:
             )
         return numbered(num_classes)
     if num_classes is not None and num_classes != classes.count:
-        raise DataError(f"num_classes is {num_classes}, but {classes.origin} has {classes.count}; leave it out")
+        raise DataError(
+            f"{classes.origin} has {classes.count} classes, not {num_classes}; leave num_classes out, or take a "
+            "network of these classes"
+        )
     return classes
 
 

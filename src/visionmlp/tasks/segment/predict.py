@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from visionmlp.data.decode import reason
-from visionmlp.data.inputs import Opened, OutputNames, find_images, open_images
+from visionmlp.data.inputs import Opened, OutputNames, find_images, open_images, require_apart
 from visionmlp.data.videos import WRITTEN, ClipWriter
 from visionmlp.errors import UnreadableImage
 from visionmlp.files import OutputError, writing
@@ -69,6 +69,8 @@ def predictions(options: SegmentPredictOptions) -> Iterator[Prediction]:
         OutputError: for pictures that exist, or a folder that cannot be made.
         VisionMLPError: if the network or the device cannot be used.
     """
+    if options.output is not None:
+        require_apart(options.inputs, options.output, force=options.force)
     served = load_served(options)
     pictures = None if options.output is None else _Pictures(options.output, served, force=options.force)
     return _predictions(options, served, pictures)
@@ -116,6 +118,8 @@ def segment(served: Served, transform: EvaluationTransform, image: Image.Image) 
     views = [view.to(like) for view in transform.views(image)]
     labels = np.empty((image.height, image.width), np.uint8)
     for chunk in served.preparation.inference(segmenter_logits(served.network), views, labels.shape):
+        if chunk.log_probabilities.isnan().any():  # which argmax takes for the largest number
+            raise UnreadableImage("the network gives NaN for it, which is no class")
         labels[chunk.rows] = chunk.predicted.cpu().numpy()
     return labels
 
@@ -125,7 +129,8 @@ class _Pictures:
 
     def __init__(self, folder: Path, served: Served, *, force: bool) -> None:
         self.folder, self.palette, self.force = folder, served.preparation.palette, force
-        self.names, self.clips = OutputNames(), ClipWriter(force=force)
+        self.names = OutputNames(("", "_overlay"))
+        self.clips = ClipWriter(force=force)
         if folder.exists() and not folder.is_dir():
             raise OutputError(f"{folder} is a file; --output takes a folder for pictures")
         with writing(folder):

@@ -45,7 +45,7 @@ def train(config: SegmentConfig, *, resume: bool = False) -> TrainResult:
     """
     config = launched_config(config)
     return run_training(
-        config, lambda fabric, run, log: _prepared(fabric, config, run, log), write_report, resume=resume
+        config, lambda fabric, run, log: prepared(fabric, config, run, log), write_report, resume=resume
     )
 
 
@@ -54,10 +54,11 @@ def read_config(folder: Path) -> SegmentConfig:
     return config_of_run(folder, SegmentConfig)
 
 
-def _prepared(fabric: "Fabric", config: SegmentConfig, run: RunFolder, log: BadImageLog) -> Prepared:
+def prepared(fabric: "Fabric", config: SegmentConfig, run: RunFolder, log: BadImageLog) -> Prepared:
+    """What a run starts with; see `run_training`."""
     training_pairs, evaluation_pairs = on_rank_zero(fabric, lambda: open_data(config))
     classes = training_pairs.classes
-    network = agree(fabric, lambda: build_network(config, classes.count))
+    network = agree(fabric, lambda: build_network(config, classes.count, classes.names))
     synchronise(network, config, fabric)
     preparation = agree(fabric, lambda: preparation_of(config, network, classes))
     crop = crop_size_of(config, network.backbone)

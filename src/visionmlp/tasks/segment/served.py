@@ -20,6 +20,8 @@ from visionmlp.tasks.segment.classes import colour_map
 from visionmlp.tasks.segment.definition import SegmenterOptions
 from visionmlp.tasks.segment.inference import Inference
 
+_LARGEST_SCALE = 16
+
 
 class Served(NamedTuple):
     """What the options name."""
@@ -41,8 +43,10 @@ def load_served(options: SegmenterOptions) -> Served:
         InvalidConfig: for options that cannot work.
     """
     check_threads(options.threads)
-    if not options.scales or min(options.scales) <= 0:
-        raise InvalidConfig(f"scales must be positive factors, got {list(options.scales)}")
+    if not options.scales or min(options.scales) <= 0 or max(options.scales) > _LARGEST_SCALE:
+        raise InvalidConfig(f"scales must be positive factors of at most {_LARGEST_SCALE}, got {list(options.scales)}")
+    if options.resize is not None and min(options.resize) < 1:
+        raise InvalidConfig(f"resize must be two sides of at least 1 pixel, got {list(options.resize)}")
     exported = Path(options.model).suffix in RUNTIMES
     served = _exported(options) if exported else _trained(options)
     preparation = served.preparation
@@ -119,12 +123,13 @@ def _inference(options: SegmenterOptions, inference: Inference) -> Inference:
     """The network's own, with what the options say."""
     if options.inference is not None:
         inference = dataclasses.replace(inference, mode=options.inference)
-    for name in ("window", "stride"):
-        if (given := getattr(options, name)) is not None:
-            if inference.mode != "slide":
-                raise InvalidConfig(f"--{name} is of sliding windows; give --inference slide, or leave it out")
-            inference = dataclasses.replace(inference, **{name: given})
-    return inference
+    given = {name: getattr(options, name) for name in ("window", "stride") if getattr(options, name) is not None}
+    if given and inference.mode != "slide":
+        raise InvalidConfig(f"--{min(given)} is of sliding windows; give --inference slide, or leave it out")
+    window = given.get("window", inference.window)
+    if "stride" not in given and any(step > side for step, side in zip(inference.stride, window, strict=True)):
+        given["stride"] = tuple(max(1, side * 2 // 3) for side in window)
+    return dataclasses.replace(inference, **given)
 
 
 def _for_graph(options: SegmenterOptions, inference: Inference, network: SessionModel) -> Inference:
