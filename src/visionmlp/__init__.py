@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from visionmlp.models.resmlp_seq2seq import extend_positions
     from visionmlp.models.segmenter import create_segmenter
     from visionmlp.models.translator import create_translator
+    from visionmlp.models.translator_files import load_translator, save_translator
     from visionmlp.models.upcycling import upcycle
 
 __version__ = "0.1.0"
@@ -42,6 +43,7 @@ __all__ = [
     "load_model",
     "load_official",
     "load_official_dense",
+    "load_translator",
     "prepack",
     "published_weights",
     "reparameterize",
@@ -49,6 +51,7 @@ __all__ = [
     "save_dense",
     "save_official",
     "save_official_dense",
+    "save_translator",
     "upcycle",
 ]
 
@@ -76,6 +79,8 @@ __getattr__, __dir__ = lazy_names(
         "published_weights": "visionmlp.models.registry",
         "create_segmenter": "visionmlp.models.segmenter",
         "create_translator": "visionmlp.models.translator",
+        "load_translator": "visionmlp.models.translator_files",
+        "save_translator": "visionmlp.models.translator_files",
         "extend_positions": "visionmlp.models.resmlp_seq2seq",
         "upcycle": "visionmlp.models.upcycling",
     },

@@ -10,6 +10,7 @@ Layout (B, T, C).
 
 import copy
 import dataclasses
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -108,10 +109,14 @@ class ResMLPSeq2Seq(Translator):
         self.encoder_norm = _norm(config)
         self.decoder = nn.ModuleList(DecoderLayer(config) for _ in range(config.depth))
         self.decoder_norm = _norm(config)
-        for layer in [*self.encoder, *self.decoder]:
+        for layer in self.layers():
             for linear in (layer.channel.fc1, layer.channel.fc2):
                 nn.init.trunc_normal_(linear.weight, std=0.02)
                 nn.init.zeros_(linear.bias)
+
+    def layers(self) -> list[_Layer]:
+        """Of the encoder, then of the decoder."""
+        return [cast("_Layer", layer) for layer in [*self.encoder, *self.decoder]]
 
     def encode(self, source: Tensor) -> Memory:
         """See `Translator.encode`."""
@@ -134,7 +139,7 @@ class ResMLPSeq2Seq(Translator):
         rows, _, channels = memory.states.shape
         return DecoderState(
             past=tuple(memory.states.new_empty(rows, 0, channels) for _ in self.decoder),
-            memory=tuple(keys_values(layer.cross, memory.states) for layer in self.decoder),
+            memory=tuple(keys_values(layer.cross, memory.states) for layer in self._decoder_layers()),
             mask=memory.mask,
         )
 
@@ -142,12 +147,15 @@ class ResMLPSeq2Seq(Translator):
         """See `Translator.step`."""
         x = self.dropout(self.embed(tokens[:, None]))
         past = []
-        for layer, before, seen in zip(self.decoder, state.past, state.memory, strict=True):
+        for layer, before, seen in zip(self._decoder_layers(), state.past, state.memory, strict=True):
             inputs = torch.cat([before, layer.norm1(x)], dim=1)
             past.append(inputs)
             x = x + layer.dropout(layer.scale1(layer.mixing.last(inputs)))
             x = layer.behind_mixing(x, seen, state.mask)
         return self.project(self.decoder_norm(x))[:, 0], state._replace(past=tuple(past))
+
+    def _decoder_layers(self) -> list[DecoderLayer]:
+        return [cast("DecoderLayer", layer) for layer in self.decoder]
 
 
 def extend_positions(network: ResMLPSeq2Seq, max_length: int) -> ResMLPSeq2Seq:
@@ -170,7 +178,7 @@ def extend_positions(network: ResMLPSeq2Seq, max_length: int) -> ResMLPSeq2Seq:
         raise InvalidConfig(f"max_length must be at least the {before} of the model, got {max_length}")
     extended = copy.deepcopy(network)
     extended.config = dataclasses.replace(network.config, max_length=max_length)
-    for layer in [*extended.encoder, *extended.decoder]:
+    for layer in extended.layers():
         mixing = layer.mixing
         with torch.no_grad():
             weight, bias = mixing.weight, mixing.bias
