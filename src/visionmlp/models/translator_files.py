@@ -135,10 +135,9 @@ def _fields(text: str, path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} has damaged metadata: it is no JSON") from error
     if not isinstance(fields, dict) or fields.get("task") != TASK:
-        kind = fields.get("task", "classify") if isinstance(fields, dict) and fields.get("model") else "nothing of ours"
-        raise CheckpointError(
-            f"{path} holds no translator, but {kind}; give the run folder or file of --task translate"
-        )
+        ours = isinstance(fields, dict) and fields.get("model")
+        kind = f"a network for {fields.get('task', 'classify')}" if ours else "nothing of ours"
+        raise CheckpointError(f"{path} holds {kind}, no translator; give the run folder or file of --task translate")
     config, languages = fields.get("config"), fields.get("languages")
     rules = {
         "model": isinstance(fields.get("model"), str),
