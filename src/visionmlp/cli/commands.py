@@ -13,6 +13,7 @@ from visionmlp.cli.pack import PACK
 from visionmlp.cli.predict import PREDICT
 from visionmlp.cli.recipes import RECIPES
 from visionmlp.cli.train import TRAIN
+from visionmlp.cli.train_tokenizer import TRAIN_TOKENIZER
 
 COMMANDS = {
     "models": MODELS,
@@ -23,6 +24,7 @@ COMMANDS = {
     "compare": COMPARE,
     "check-data": CHECK_DATA,
     "pack": PACK,
+    "train-tokenizer": TRAIN_TOKENIZER,
     "convert": CONVERT,
     "deploy": DEPLOY,
     "export": EXPORT,

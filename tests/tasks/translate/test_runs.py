@@ -201,6 +201,27 @@ def test_messages(data: Path, tmp_path: Path, capsys: Any) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_a_tokenizer_of_several_runs(data: Path, tmp_path: Path, capsys: Any) -> None:
+    path = tmp_path / "own.model"
+    words = ["train-tokenizer", str(data), "--source", "in", "--target", "back", "--output", str(path)]
+    assert main([*words, "--vocab-size", "270"]) == 0
+    assert "270 symbols from 4000 pairs" in capsys.readouterr().out
+    options = fields(data, tmp_path / "run", tokenizer=str(path), max_steps=1, max_pairs=50, warmup_steps=0)
+    process_run(options)
+    network, info = load_translator(tmp_path / "run")
+    assert info.tokenizer == path.read_bytes()
+    assert network.config.vocab_size == 270
+    for line, message in (
+        (words, "exists; give another --output, or --force"),
+        ([*words[:-1], str(tmp_path / "own.txt")], "must end in .model"),
+        ([*words, "--force", "--vocab-size", "9999"], "cannot make a vocabulary of 9999"),
+        ([*words, "--max-pairs", "0"], "--max-pairs must be at least 1"),
+    ):
+        assert main(line) == 2
+        assert message in capsys.readouterr().err
+    assert path.read_bytes() == info.tokenizer
+
+
 def test_files(trained: Path, tmp_path: Path) -> None:
     network, info = load_translator(trained)
     path = tmp_path / "m.safetensors"
