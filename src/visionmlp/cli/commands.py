@@ -1,5 +1,6 @@
 """All commands, in the order of the help."""
 
+from visionmlp.cli.average import AVERAGE
 from visionmlp.cli.bench import BENCH
 from visionmlp.cli.check_data import CHECK_DATA
 from visionmlp.cli.compare import COMPARE
@@ -25,6 +26,7 @@ COMMANDS = {
     "check-data": CHECK_DATA,
     "pack": PACK,
     "train-tokenizer": TRAIN_TOKENIZER,
+    "average": AVERAGE,
     "convert": CONVERT,
     "deploy": DEPLOY,
     "export": EXPORT,

@@ -62,6 +62,16 @@ class TrainTokenizerOptions:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class AverageOptions:
+    """Options of ``average``."""
+
+    run: str = option("folder of a run of --task translate", metavar="RUN", positional=True)
+    checkpoints: int | None = option("how many, the newest; default: all that are there", None)
+    output: Path = option("file to write", metavar="FILE.safetensors")
+    force: bool = option("overwrite it if it exists", False)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class CompareOptions:
     """Options of ``compare``."""
 

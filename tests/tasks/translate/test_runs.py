@@ -222,6 +222,31 @@ def test_a_tokenizer_of_several_runs(data: Path, tmp_path: Path, capsys: Any) ->
     assert path.read_bytes() == info.tokenizer
 
 
+def test_the_mean_of_checkpoints(data: Path, tmp_path: Path, capsys: Any) -> None:
+    """Sorted by step, not by name; summed in float64."""
+    run, path = tmp_path / "run", tmp_path / "mean.safetensors"
+    options = {"max_steps": 11, "save_every": 1, "keep_checkpoints": 3, "max_pairs": 50, "eval_steps": 11}
+    process_run(fields(data, run, **options, warmup_steps=0))
+    words = ["average", str(run), "--output", str(path)]
+    assert main(words) == 0
+    assert "the mean of steps 9, 10, 11" in capsys.readouterr().out
+    states = [load_file(run / f"checkpoints/step-{step:06d}.safetensors") for step in (9, 10, 11)]
+    network, info = load_translator(path)
+    for name, value in network.state_dict().items():
+        expected = sum(state[name].double() for state in states) / 3
+        torch.testing.assert_close(value, expected.float(), rtol=0, atol=0)  # type: ignore[union-attr]
+        assert not torch.equal(value, states[-1][name]) or not value.any()
+    assert info.languages == ("in", "back")
+    for line, message in (
+        (words, "exists; give another"),
+        ([*words, "--force", "--checkpoints", "4"], "has 3 checkpoints, not 4"),
+        ([*words, "--force", "--checkpoints", "0"], "checkpoints must be at least 1"),
+        (["average", str(tmp_path), "--output", str(tmp_path / "n.safetensors")], "is no run folder"),
+    ):
+        assert main(line) == 2
+        assert message in capsys.readouterr().err
+
+
 def test_files(trained: Path, tmp_path: Path) -> None:
     network, info = load_translator(trained)
     path = tmp_path / "m.safetensors"
