@@ -1,4 +1,4 @@
-"""The mean of a run's newest checkpoints, which often translates better than the last (arXiv 1706.03762, section 6.1)."""
+"""The mean of a run's newest checkpoints, often better than the last (arXiv 1706.03762, section 6.1)."""
 
 from pathlib import Path
 
@@ -38,7 +38,7 @@ def averaged(folder: Path, count: int | None = None) -> tuple[Translator, Transl
     steps = sorted(files)
     if not steps or len(steps) < (count or 1):
         raise CheckpointError(
-            f"{folder} has {len(steps)} checkpoints, not {count or 1}; --keep-checkpoints of train says how many are kept"
+            f"{folder} has {len(steps)} checkpoints, not {count or 1}; train --keep-checkpoints says how many stay"
         )
     steps = steps[-(count or len(steps)) :]
     total: dict[str, Tensor] = {}
