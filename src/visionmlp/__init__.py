@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from visionmlp.models.official import load_official, save_official
     from visionmlp.models.official_dense import load_official_dense, save_official_dense
     from visionmlp.models.registry import create_model, list_models, published_weights
+    from visionmlp.models.resmlp_seq2seq import extend_positions
     from visionmlp.models.segmenter import create_segmenter
+    from visionmlp.models.translator import create_translator
+    from visionmlp.models.translator_files import load_translator, save_translator
     from visionmlp.models.upcycling import upcycle
 
 __version__ = "0.1.0"
@@ -30,7 +33,9 @@ __all__ = [
     "create_detector",
     "create_model",
     "create_segmenter",
+    "create_translator",
     "dense_features",
+    "extend_positions",
     "freeze",
     "list_models",
     "load_checkpoint",
@@ -38,6 +43,7 @@ __all__ = [
     "load_model",
     "load_official",
     "load_official_dense",
+    "load_translator",
     "prepack",
     "published_weights",
     "reparameterize",
@@ -45,6 +51,7 @@ __all__ = [
     "save_dense",
     "save_official",
     "save_official_dense",
+    "save_translator",
     "upcycle",
 ]
 
@@ -71,6 +78,10 @@ __getattr__, __dir__ = lazy_names(
         "list_models": "visionmlp.models.registry",
         "published_weights": "visionmlp.models.registry",
         "create_segmenter": "visionmlp.models.segmenter",
+        "create_translator": "visionmlp.models.translator",
+        "load_translator": "visionmlp.models.translator_files",
+        "save_translator": "visionmlp.models.translator_files",
+        "extend_positions": "visionmlp.models.resmlp_seq2seq",
         "upcycle": "visionmlp.models.upcycling",
     },
 )

@@ -42,6 +42,10 @@ class InvalidImageSize(VisionMLPError, ValueError):
     """The input size cannot work; the message names sizes that can."""
 
 
+class SentenceTooLong(VisionMLPError, ValueError):
+    """A sentence has more tokens than a model has positions; the message says how to have more."""
+
+
 class CheckpointError(VisionMLPError, ValueError):
     """A checkpoint cannot be read (missing, truncated, unsafe or of an unknown layout)."""
 

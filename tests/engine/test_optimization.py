@@ -74,6 +74,15 @@ def rates(**options: Any) -> list[float]:
     return values
 
 
+def test_inverse_square_root() -> None:
+    """fairseq's: linear from warmup_lr to lr, then lr sqrt(W / n) for update n."""
+    given = rates(schedule="inverse_sqrt", warmup_steps=4, warmup_lr=0.1)
+    assert given == pytest.approx([0.1 + 0.9 * n / 4 if n < 4 else math.sqrt(4 / n) for n in range(40)])
+    for options in ({}, {"warmup_steps": 0}, {"warmup_steps": 4, "warmup_ratio": 0.5}):
+        with pytest.raises(InvalidConfig, match="inverse_sqrt falls from its warm-up on"):
+            config_for(Path("run"), schedule="inverse_sqrt", **options)
+
+
 def test_schedules() -> None:
     warm = [0.1 + 0.9 * step / 8 for step in range(8)]
     common: dict[str, Any] = {"epochs": 10, "warmup_epochs": 2, "warmup_lr": 0.1}
@@ -215,7 +224,10 @@ def test_moving_average_options() -> None:
         ({"momentum": -0.1}, "momentum must be in"),
         ({"seed": -1}, "seed must be in"),
         ({"seed": 2**63}, r"seed must be in \[0, 2\*\*63\), got 9223372036854775808"),
-        ({"schedule": "cosin"}, "schedule must be one of cosine, linear, poly, step, constant, got 'cosin'"),
+        (
+            {"schedule": "cosin"},
+            "schedule must be one of cosine, linear, poly, step, constant, inverse_sqrt, got 'cosin'",
+        ),
         ({"precision": "16"}, "precision must be one of 32-true"),
         ({"layer_decay": 0.0}, r"layer_decay must be in \(0, 1\], got 0.0"),
         ({"clip_grad": 0.0}, "clip_grad must be positive"),

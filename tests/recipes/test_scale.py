@@ -27,6 +27,7 @@ FROM_WEIGHTS = [
     *DETECTORS,
 ]
 SEGMENTATION = [name for name in RECIPES if config_class(name).task == "segment"]
+TRANSLATION = [name for name in RECIPES if config_class(name).task == "translate"]
 # what a scale may change; everything else is the recipe's
 SCALED = {
     "model",
@@ -74,6 +75,8 @@ SCALED = {
     "head_channels",
     "auxiliary_channels",
     "neck_channels",
+    "vocab_size",
+    "max_pairs",
 }
 
 
@@ -90,6 +93,10 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 Image.fromarray(pixels).save(root / split / f"level{level}" / f"{number}.png")
         annotate(root, split)
     camvid_tree(root / "masked", train=18, val=18)
+    (root / "text").mkdir()
+    for language, word in (("en", "a b c d"), ("de", "e f g"), ("fr", "h i")):
+        for split, count in (("train", 20), ("newstest2013", 16)):
+            (root / "text" / f"{split}.{language}").write_text(f"{word}\n" * count)
     return root
 
 
@@ -112,16 +119,18 @@ def test_every_recipe_runs_end_to_end(name: str, images: Path, tmp_path: Path, c
     run = tmp_path / "run"
     words = ["train", "--recipe", name, "--scale", "smoke", "--output", str(run)]
     if name != "digits":
-        words += ["--data", str(images / "masked" if name in SEGMENTATION else images)]
+        folders = {"segment": images / "masked", "translate": images / "text"}
+        words += ["--data", str(folders.get(config_class(name).task, images))]
     assert main(words) == 0, capsys.readouterr().err
     assert {"model.safetensors", "metrics.csv", "report.html"} <= {path.name for path in run.iterdir()}
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["model"].endswith("_test")
     data = json.loads((run / "data.json").read_text())
-    assert (data["training"]["images"], data["evaluation"]["images"]) == (16, 16)
+    unit = "pairs" if name in TRANSLATION else "images"
+    assert (data["training"][unit], data["evaluation"][unit]) == (16, 16)
     if name in DETECTORS:
         assert data["training"]["objects_per_class"] == [8, 8]
-    elif name not in ("digits", *SEGMENTATION):
+    elif name not in ("digits", *SEGMENTATION, *TRANSLATION):
         assert data["training"]["images_per_class"] == [6, 5, 5]
 
 
@@ -131,7 +140,10 @@ def test_only_sizes_change(name: str, scale: Any) -> None:
     full, part = defaults_of(name).config.to_plain(), defaults_of(name, scale=scale).config.to_plain()
     changed = {field for field, value in full.items() if value != part[field]}
     assert changed <= SCALED
-    assert part["max_images"] is not None or (name in SEGMENTATION and scale == "small")
+    if name in TRANSLATION:
+        assert scale == "small" or part["max_pairs"] == 16
+    else:
+        assert part["max_images"] is not None or (name in SEGMENTATION and scale == "small")
     factor = part["batch_size"] / full["batch_size"]
     for rate in ("lr", "warmup_lr", "min_lr"):
         assert part[rate] == pytest.approx(full[rate] * factor)
@@ -145,7 +157,7 @@ def test_full_is_the_recipe(name: str) -> None:
     assert scaled(config, "full") is config
 
 
-@pytest.mark.parametrize("name", [name for name in RECIPES if name not in (*FROM_WEIGHTS, *SEGMENTATION)])
+@pytest.mark.parametrize("name", [name for name in RECIPES if name not in (*FROM_WEIGHTS, *SEGMENTATION, *TRANSLATION)])
 def test_small_models_are_small(name: str) -> None:
     config = defaults_of(name, scale="small").config
     assert config.img_size is not None

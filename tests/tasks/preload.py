@@ -14,3 +14,4 @@ import visionmlp.tasks.detect.run
 import visionmlp.tasks.dino.run
 import visionmlp.tasks.moco.run
 import visionmlp.tasks.segment.run
+import visionmlp.tasks.translate.run

@@ -51,7 +51,13 @@ def run(
         end = pytest.raises(InvalidConfig, match=refused)
     with pytest.MonkeyPatch.context() as patch, end:
         patch.setattr(_Loop, "update", counted)
-        for module in ("classify", "self_supervised", "segment", "detect"):  # figures take longer than such a run
+        for module in (
+            "classify",
+            "self_supervised",
+            "segment",
+            "detect",
+            "translate",
+        ):  # figures take longer than such a run
             patch.setattr(f"visionmlp.tasks.{module}.run.write_report", lambda _folder: None)
         definition.train(definition.config.from_plain(fields), resume=resume)
 

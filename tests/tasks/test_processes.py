@@ -19,6 +19,7 @@ from tests.randomise import randomise
 from visionmlp.engine.run_folder import Table
 from visionmlp.errors import InvalidConfig
 from visionmlp.models.checkpoint import save_checkpoint
+from visionmlp.tasks.translate.tokenizer import train_tokenizer
 
 from .processes import group, run
 from .segment.trees import camvid_tree
@@ -74,6 +75,18 @@ CASES: dict[str, dict[str, Any]] = {
         "loss_normaliser": "valid_pixels",
         "dice_weight": 0.5,
     },
+    # sentences of many lengths; a process may have none of a step's
+    "translate": {
+        "task": "translate",
+        "model": "resmlp_seq2seq_test",
+        "source": "xx",
+        "target": "yy",
+        "batch_size": 24,
+        "optimizer": "adamw",
+        "schedule": "inverse_sqrt",
+        "warmup_steps": 2,
+        "shown": 1,
+    },
 }
 AT_FOUR = ["experts", "dino", "moco"]
 COMMON: dict[str, Any] = {
@@ -103,6 +116,10 @@ def fields(folder: Path, case: str, name: str, **options: Any) -> dict[str, Any]
         del values["knn_k"]
     if values["task"] == "segment":
         values["data"] = str(folder / "masked")
+    if values["task"] == "translate":
+        for of_images in ("drop_path_rate", "num_workers", "sync_batch_norm", "warmup_epochs"):
+            del values[of_images]
+        values |= {"data": str(folder / "text"), "model": values.pop("checkpoint")}
     return values
 
 
@@ -119,7 +136,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 Image.fromarray(pixels).save(folder / "images" / split / name / f"{number}.png")
     annotate(folder / "images")
     camvid_tree(folder / "masked", train=16, val=5)
-    for model in {case["model"] for case in CASES.values()}:
+    write_text(folder / "text")
+    tokenizer = train_tokenizer(["a b c d", "e f"], 270)
+    translator = randomise(visionmlp.create_translator("resmlp_seq2seq_test", vocab_size=tokenizer.size, dropout=0.0))
+    visionmlp.save_translator(
+        folder / "resmlp_seq2seq_test.safetensors", translator, tokenizer=tokenizer.model, languages=("xx", "yy")
+    )
+    for model in {case["model"] for case in CASES.values()} - {"resmlp_seq2seq_test"}:
         save_checkpoint(folder / f"{model}.safetensors", randomise(visionmlp.create_model(model)))  # type: ignore[arg-type]
     for case in CASES:
         run(fields(folder, case, f"{case} one"))
@@ -130,6 +153,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copytree(folder / "begun by two", folder / f"continued by {name}")
         group(4, four(folder), folder)
     return folder
+
+
+def write_text(folder: Path) -> None:
+    """Sentences of 1 to 7 letters, and the same backwards."""
+    folder.mkdir()
+    random = np.random.default_rng(2)
+    for split, count in (("train", 20), ("val", 5)):
+        words = [random.choice([*"abcdef"], random.integers(1, 8)).tolist() for _ in range(count)]
+        (folder / f"{split}.xx").write_text("".join(" ".join(letters) + "\n" for letters in words))
+        (folder / f"{split}.yy").write_text("".join(" ".join(letters[::-1]) + "\n" for letters in words))
 
 
 def annotate(images: Path) -> None:
@@ -186,7 +219,7 @@ def assert_equal(one: Path, other: Path) -> None:
         assert len(rows) == len(others)
         for row, theirs in zip(rows, others, strict=True):
             assert row.keys() == theirs.keys()
-            for column in row.keys() - {"images_per_second"}:
+            for column in row.keys() - {"images_per_second", "tokens_per_second"}:
                 nobody = column.startswith("ap_")  # of sizes that no object has
                 assert theirs[column] == pytest.approx(row[column], rel=1e-10, abs=1e-10, nan_ok=nobody), (
                     f"{name} {column}"
@@ -202,7 +235,8 @@ def test_what_one_process_learns_is_more_than_its_start(folder: Path, case: str)
     shared = [name for name in end if name in start and end[name].shape == start[name].shape]
     moved = [name for name in shared if not close(end[name], start[name], 1e-6)]
     assert len(moved) > len(end) / 2
-    assert all(value.dtype in (torch.float64, torch.int64) for value in end.values())
+    dtypes = (torch.float64, torch.int64, torch.uint8)  # the last of a tokenizer
+    assert all(value.dtype in dtypes for value in end.values())
 
 
 def close(one: torch.Tensor, other: torch.Tensor, tolerance: float) -> bool:

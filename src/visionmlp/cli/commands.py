@@ -1,5 +1,6 @@
 """All commands, in the order of the help."""
 
+from visionmlp.cli.average import AVERAGE
 from visionmlp.cli.bench import BENCH
 from visionmlp.cli.check_data import CHECK_DATA
 from visionmlp.cli.compare import COMPARE
@@ -13,6 +14,7 @@ from visionmlp.cli.pack import PACK
 from visionmlp.cli.predict import PREDICT
 from visionmlp.cli.recipes import RECIPES
 from visionmlp.cli.train import TRAIN
+from visionmlp.cli.train_tokenizer import TRAIN_TOKENIZER
 
 COMMANDS = {
     "models": MODELS,
@@ -23,6 +25,8 @@ COMMANDS = {
     "compare": COMPARE,
     "check-data": CHECK_DATA,
     "pack": PACK,
+    "train-tokenizer": TRAIN_TOKENIZER,
+    "average": AVERAGE,
     "convert": CONVERT,
     "deploy": DEPLOY,
     "export": EXPORT,

@@ -48,6 +48,30 @@ class PackOptions:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainTokenizerOptions:
+    """Options of ``train-tokenizer``."""
+
+    data: str = option("folder with parallel text, as in train --task translate", metavar="FOLDER", positional=True)
+    source: str = option("one language, as files are called", "en")
+    target: str = option("the other", "de")
+    split: str = option("name of the files to learn from", "train")
+    vocab_size: int = option("symbols, of both languages; 260 of them are special ones and bytes", 8000)
+    max_pairs: int | None = option("learn from at most so many pairs, the first ones", None)
+    output: Path = option("file to write", metavar="FILE.model")
+    force: bool = option("overwrite it if it exists", False)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AverageOptions:
+    """Options of ``average``."""
+
+    run: str = option("folder of a run of --task translate", metavar="RUN", positional=True)
+    checkpoints: int | None = option("how many, the newest; default: all that are there", None)
+    output: Path = option("file to write", metavar="FILE.safetensors")
+    force: bool = option("overwrite it if it exists", False)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class CompareOptions:
     """Options of ``compare``."""
 

@@ -32,7 +32,7 @@ def _row(name: str) -> dict[str, Any]:
 
     config = defaults_of(name).config
     header = dataclasses.asdict(header_of(RECIPES[name]))
-    return {"name": name, "task": config.task, "model": config.model, **header}
+    return {"name": name, "task": config.task, "model": config.to_plain()["model"], **header}
 
 
 def _table(rows: list[dict[str, Any]]) -> "Table":

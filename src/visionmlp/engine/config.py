@@ -77,8 +77,10 @@ class TrainingConfig:
         default_factory=dict,
         metadata=about("further arguments of the optimizer, such as {'betas': [0.9, 0.95]}", "optimisation"),
     )
-    schedule: Literal["cosine", "linear", "poly", "step", "constant"] = option(
-        "cosine", "how the learning rate falls, at every step", group="optimisation"
+    schedule: Literal["cosine", "linear", "poly", "step", "constant", "inverse_sqrt"] = option(
+        "cosine",
+        "how the learning rate falls, at every step; inverse_sqrt as lr * sqrt(warm-up / step)",
+        group="optimisation",
     )
     power: float = option(
         0.9, "of poly: the rate is min_lr + (lr - min_lr) * (1 - step / steps) ** power", group="optimisation"
@@ -224,6 +226,11 @@ class TrainingConfig:
         self.require(
             self.max_steps is None or (self.warmup_steps or 0) < self.max_steps,
             f"warmup_steps {self.warmup_steps} must be less than max_steps {self.max_steps}",
+        )
+        self.require(
+            self.schedule != "inverse_sqrt"
+            or (bool(self.warmup_steps or self.warmup_epochs) and not self.warmup_ratio),
+            "schedule inverse_sqrt falls from its warm-up on; give warmup_steps, and no warmup_ratio",
         )
         self.require(
             self.warmup_ratio is None or 0 <= self.warmup_ratio <= 1,

@@ -309,21 +309,21 @@ class _Loop:
         now = time.monotonic()
         steps = self.step - timed_from
         count = max(sum(totals["count"] for totals in self.interval), 1.0)
-        row = {
-            "loss": sum(totals["loss"] for totals in self.interval) / count,
-            "lr": self._lr(),
-            "images_per_second": round(steps * self.config.batch_size / max(now - self.interval_started, 1e-9), 1),
-        }
+        unit = self.task.unit
+        elements = sum(totals["count"] for totals in self.interval[len(self.interval) - steps :])
+        done = steps * self.config.batch_size if unit == "images" else elements
+        rate = round(done / max(now - self.interval_started, 1e-9), 1)
+        row = {"loss": sum(totals["loss"] for totals in self.interval) / count, "lr": self._lr()}
         columns, routed = (
             {name: sum(totals[kind][name] for totals in self.interval) / count for name in self.interval[0][kind]}
             for kind in ("columns", "routing")
         )
         self.interval, self.interval_started = [], now
-        training = {"step": self.step, "epoch": epoch + 1, **row, **columns}
+        training = {"step": self.step, "epoch": epoch + 1, **row, f"{unit}_per_second": rate, **columns}
         on_rank_zero(self.fabric, lambda: self._append(self.run.train, training))
         if routed:
             on_rank_zero(self.fabric, lambda: self._append(self.run.router, {"step": self.step, **routed}))
-        self.report.logged(epoch=epoch + 1, **row)
+        self.report.logged(epoch=epoch + 1, **row, speed=f"{rate:,.0f} {unit}/s")
 
     # ---- evaluation
 

@@ -99,9 +99,34 @@ class WarmedUp:
                 group["lr"] *= factor
 
 
+class InverseSqrt:
+    """Linear rise to a rate, then fall with the square root of the step, as fairseq's schedule of this name.
+
+    Source: arXiv 1706.03762, Eq. 3, in fairseq's parametrisation.
+
+    Args:
+        optimizer: whose rates are set; each group keeps its scale.
+        rate: behind the warm-up.
+        warmup: steps.
+        start: rate of the first step.
+    """
+
+    def __init__(self, optimizer: Optimizer, *, rate: float, warmup: int, start: float) -> None:
+        self.optimizer, self.rate, self.warmup, self.start = optimizer, rate, warmup, start
+
+    def step_update(self, step: int) -> None:
+        """Set the learning rate of a step."""
+        if step < self.warmup:
+            rate = self.start + (self.rate - self.start) * step / self.warmup
+        else:
+            rate = self.rate * math.sqrt(self.warmup / step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group.get("lr_scale", 1.0)
+
+
 def create_schedule(
     optimizer: Optimizer, config: TrainingConfig, *, steps: int, steps_per_epoch: int
-) -> Scheduler | WarmedUp:
+) -> "Scheduler | WarmedUp | InverseSqrt":
     """The learning rate as a function of the step: ``schedule.step_update(step)`` sets that of step ``step``.
 
     Raises:
@@ -111,6 +136,8 @@ def create_schedule(
     if warmup >= steps:
         said = "warmup_steps is" if config.warmup_steps is not None else f"warmup_epochs {config.warmup_epochs:g} is"
         raise InvalidConfig(f"{said} {warmup} steps, but the run has {steps}; shorten the warm-up")
+    if config.schedule == "inverse_sqrt":
+        return InverseSqrt(optimizer, rate=config.lr, warmup=warmup, start=config.warmup_lr)
     names = {"cosine": "cosine", "linear": "poly", "poly": "poly", "step": "step", "constant": "step"}
     # the power of poly; steps that change nothing
     rates = {"linear": 1.0, "poly": config.power, "constant": 1.0}

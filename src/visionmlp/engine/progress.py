@@ -49,9 +49,9 @@ class ProgressReport:
         self.done = step
         self.bar.update(self.task, completed=step)
 
-    def logged(self, *, epoch: int, loss: float, lr: float, images_per_second: float) -> None:
+    def logged(self, *, epoch: int, loss: float, lr: float, speed: str) -> None:
         """A line of train.csv."""
-        text = f"epoch {epoch}  loss {loss:.4f}  lr {lr:.2e}  {images_per_second:,.0f} images/s"
+        text = f"epoch {epoch}  loss {loss:.4f}  lr {lr:.2e}  {speed}"
         self.bar.update(self.task, text=text)
         if not self.console.is_terminal:
             per_step = (time.monotonic() - self.started) / max(1, self.done - self.first)

@@ -57,6 +57,9 @@ class Task(abc.ABC):
     """Name, among those of the metric object, of the number that tells the best weights."""
     lower_is_better: ClassVar[bool] = False
     """Whether the best weights are those of its least value."""
+    unit: ClassVar[str] = "images"
+    """What train.csv counts per second: images, ``batch_size`` of them a step; any other name is that of the elements
+    which losses are over."""
 
     @abc.abstractmethod
     def training_loss(self, model: nn.Module, batch: Any) -> TrainingLoss:

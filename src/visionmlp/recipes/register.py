@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from visionmlp.engine.config import TrainingConfig
 from visionmlp.errors import InvalidConfig
 from visionmlp.recipes.detection import (
     asmlp_cascade_1x,
@@ -49,9 +50,9 @@ from visionmlp.recipes.segmentation import (
 )
 from visionmlp.recipes.self_supervised import resmlp_dino, sparsemlp_moco
 from visionmlp.recipes.small_images import digits, repmlpnet_cifar100, resmlp_cifar100
-from visionmlp.tasks.image_config import ImageTrainingConfig
+from visionmlp.recipes.translation import resmlp_wmt14_ende, resmlp_wmt14_enfr, transformer_wmt14_ende
 
-RecipeFunction = Callable[..., ImageTrainingConfig]
+RecipeFunction = Callable[..., TrainingConfig]
 
 RECIPES: Mapping[str, RecipeFunction] = {
     recipe.__name__: recipe
@@ -88,6 +89,9 @@ RECIPES: Mapping[str, RecipeFunction] = {
         asmlp_cascade_3x,
         cyclemlp_retinanet,
         cyclemlp_mask_rcnn,
+        resmlp_wmt14_ende,
+        resmlp_wmt14_enfr,
+        transformer_wmt14_ende,
         digits,
     )
 }
@@ -114,7 +118,7 @@ class Header:
 class Defaults:
     """What a recipe decides."""
 
-    config: ImageTrainingConfig
+    config: TrainingConfig
     """With placeholders in the fields that are to be given."""
     to_give: tuple[str, ...]
     """Fields that the recipe leaves to its caller."""
@@ -133,13 +137,13 @@ def recipe_named(name: str) -> RecipeFunction:
     return RECIPES[name]
 
 
-def config_class(name: str) -> type[ImageTrainingConfig]:
+def config_class(name: str) -> type[TrainingConfig]:
     """The class of a recipe's configuration, whose ``task`` is the recipe's.
 
     Raises:
         InvalidConfig: for an unknown recipe.
     """
-    hint: type[ImageTrainingConfig] = typing.get_type_hints(recipe_named(name))["return"]
+    hint: type[TrainingConfig] = typing.get_type_hints(recipe_named(name))["return"]
     return hint
 
 

@@ -3,17 +3,21 @@
 import dataclasses
 from typing import Any, Literal, TypeVar, get_args
 
+from visionmlp.engine.config import TrainingConfig
 from visionmlp.errors import InvalidConfig
 from visionmlp.measure.catalog import CatalogEntry, read_catalog
 from visionmlp.tasks.detect.config import DetectConfig
 from visionmlp.tasks.image_config import ImageTrainingConfig
 from visionmlp.tasks.segment.config import SegmentConfig
 from visionmlp.tasks.self_supervised.config import SelfSupervisedConfig
+from visionmlp.tasks.translate.config import TranslateConfig
+from visionmlp.tasks.translate.names import TRANSLATORS
 
 Scale = Literal["smoke", "small", "full"]
 SCALES: tuple[str, ...] = get_args(Scale)
 
-ConfigT = TypeVar("ConfigT", bound=ImageTrainingConfig)
+ConfigT = TypeVar("ConfigT", bound=TrainingConfig)
+ImageConfigT = TypeVar("ImageConfigT", bound=ImageTrainingConfig)
 
 _SMALL_SIZE = 32
 # by family: a published model, and widths of 0.3 to 1.5 million parameters at 32 pixels, as in docs/results/families.md
@@ -103,6 +107,9 @@ def scaled(config: ConfigT, scale: Scale) -> ConfigT:
     a fortieth of the steps on crops whose short side is 128 pixels (64 for families of one size), in batches of at most
     8; images are resized in proportion.
 
+    Translation has the ``_test`` and ``_small`` network of its architecture; ``smoke`` is 4 steps on 16 pairs,
+    ``small`` a fortieth of the steps in batches of at most 4096 tokens, with a vocabulary of 8000.
+
     Args:
         config: of a recipe.
         scale: ``smoke``, ``small`` or ``full``.
@@ -114,12 +121,36 @@ def scaled(config: ConfigT, scale: Scale) -> ConfigT:
         return config
     if scale not in SCALES:
         raise InvalidConfig(f"scale must be one of {', '.join(SCALES)}, got {scale!r}")
+    if isinstance(config, TranslateConfig):
+        return _translation(config, scale)  # type: ignore[return-value] (of the same class)
+    assert isinstance(config, ImageTrainingConfig)
     name = config.model.partition(".")[0]
     if name not in read_catalog():
         raise InvalidConfig(f"scale {scale} needs the name of a model, not {config.model!r}")
     if isinstance(config, SegmentConfig):
         return _segmentation(config, name, scale)  # type: ignore[return-value] (of the same class)
     return _resized(config, _smoke(config, name) if scale == "smoke" else _small(config, name))
+
+
+def _translation(config: TranslateConfig, scale: Scale) -> TranslateConfig:
+    smoke = scale == "smoke"
+    if config.model not in TRANSLATORS:
+        raise InvalidConfig(f"scale {scale} needs the name of a model, not {config.model!r}")
+    batch, steps = min(128 if smoke else 4096, config.batch_size), config.max_steps or 0
+    shorter, fewer = 4 / steps if smoke else 1 / 40, batch / config.batch_size
+    return dataclasses.replace(
+        config,
+        model=f"{config.model.rpartition('_')[0]}_{'test' if smoke else 'small'}",
+        vocab_size=270 if smoke else min(8000, config.vocab_size),
+        max_pairs=16 if smoke else config.max_pairs,
+        batch_size=batch,
+        max_steps=round(steps * shorter),
+        warmup_steps=None if config.warmup_steps is None else max(1, round(config.warmup_steps * shorter)),
+        eval_steps=None if config.eval_steps is None else max(4, round(config.eval_steps * shorter)),
+        **{rate: getattr(config, rate) * fewer for rate in ("lr", "warmup_lr", "min_lr")},
+        threads=1 if smoke else config.threads,
+        log_every=1 if smoke else config.log_every,
+    )
 
 
 def _segmentation(config: SegmentConfig, name: str, scale: Scale) -> SegmentConfig:
@@ -207,7 +238,7 @@ def _small(config: ImageTrainingConfig, name: str) -> _Size:
     )
 
 
-def _resized(config: ConfigT, size: _Size) -> ConfigT:
+def _resized(config: ImageConfigT, size: _Size) -> ImageConfigT:
     shorter, fewer = size.epochs / config.epochs, size.batch_size / config.batch_size
     known = {field.name for field in dataclasses.fields(config)}
     changes: dict[str, Any] = {

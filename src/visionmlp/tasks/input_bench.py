@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from visionmlp.bench.input_pipeline import InputBenchmark, InputMeasurement, measure_speeds
-from visionmlp.data import BadImageLog
 from visionmlp.data.loading import EvaluationLoader, TrainingLoader
 from visionmlp.engine import RunFolder, fit
 from visionmlp.engine.launch import launch
@@ -27,7 +26,7 @@ ImageConfigT = TypeVar("ImageConfigT", bound=ImageTrainingConfig)
 
 def measure_prepared(
     config: ImageConfigT,
-    prepare: "Callable[[Fabric, ImageConfigT, RunFolder, BadImageLog], Prepared]",
+    prepare: "Callable[[Fabric, ImageConfigT, RunFolder], Prepared]",
     size_of: Callable[[Any], tuple[int, int]],
     *,
     num_workers: Sequence[int],
@@ -61,14 +60,15 @@ def measure_prepared(
 def _row(
     fabric: "Fabric",
     config: ImageConfigT,
-    prepare: "Callable[[Fabric, ImageConfigT, RunFolder, BadImageLog], Prepared]",
+    prepare: "Callable[[Fabric, ImageConfigT, RunFolder], Prepared]",
     size_of: Callable[[Any], tuple[int, int]],
     num_workers: int,
     steps: int,
     output: Path,
 ) -> InputMeasurement:
     config = dataclasses.replace(config, num_workers=num_workers)
-    prepared = prepare(fabric, config, RunFolder(output), BadImageLog(config.on_bad_image))
+    output.mkdir(exist_ok=True)  # where bad images are noted
+    prepared = prepare(fabric, config, RunFolder(output))
     with contextlib.ExitStack() as stack:
         for opened in prepared.opened:
             if opened is not None:

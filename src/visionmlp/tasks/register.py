@@ -17,6 +17,7 @@ TASKS = {
     "moco": "visionmlp.tasks.moco",
     "segment": "visionmlp.tasks.segment",
     "detect": "visionmlp.tasks.detect",
+    "translate": "visionmlp.tasks.translate",
 }
 """Name to package."""
 

@@ -12,7 +12,7 @@ from torch import nn
 from visionmlp.data import BadImageLog
 from visionmlp.engine import RunFolder, Task, fit
 from visionmlp.engine.checkpoints import WriteWeights
-from visionmlp.engine.config import ConfigT
+from visionmlp.engine.config import ConfigT, TrainingConfig
 from visionmlp.engine.launch import as_launched, launch, on_rank_zero
 from visionmlp.engine.loop import KeepBest, ShowEvaluation
 from visionmlp.engine.run_folder import DataRecord
@@ -50,12 +50,12 @@ class Prepared:
     """Closed behind the run."""
 
 
-Prepare = Callable[["Fabric", RunFolder, BadImageLog], Prepared]
-"""What a run starts with, from its processes, its folder, which is not made yet, and where bad images are noted."""
+Prepare = Callable[["Fabric", RunFolder], Prepared]
+"""What a run starts with, from its processes and its folder, which is not made yet."""
 
 
 def run_training(
-    config: ImageTrainingConfig, prepare: Prepare, write_report: Callable[[Path], Any], *, resume: bool
+    config: TrainingConfig, prepare: Prepare, write_report: Callable[[Path], Any], *, resume: bool
 ) -> TrainResult:
     """Train into a run folder.
 
@@ -72,7 +72,7 @@ def run_training(
 
     def train(fabric: "Fabric") -> TrainResult:
         run = RunFolder(config.output)
-        prepared = prepare(fabric, run, BadImageLog(config.on_bad_image, run.bad_images))
+        prepared = prepare(fabric, run)
         arguments = {field.name: getattr(prepared, field.name) for field in dataclasses.fields(prepared)}
         with contextlib.ExitStack() as stack:
             for opened in arguments.pop("opened"):
@@ -83,6 +83,11 @@ def run_training(
         return TrainResult.of(result, config, rank=fabric.global_rank)
 
     return launch(config, train)
+
+
+def bad_images_of(config: ImageTrainingConfig, run: RunFolder) -> BadImageLog:
+    """What happens to images that cannot be read, and where they are noted."""
+    return BadImageLog(config.on_bad_image, run.bad_images)
 
 
 def launched_config(config: ConfigT) -> ConfigT:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from visionmlp.data import BadImageLog, Preprocessing
+from visionmlp.data import Preprocessing
 from visionmlp.data.sources import ImageSource
 from visionmlp.data.summary import RunData
 from visionmlp.engine import RunFolder
@@ -21,7 +21,7 @@ from visionmlp.tasks.classify.figures import write_confusion, write_report
 from visionmlp.tasks.classify.metrics import ClassificationMetric
 from visionmlp.tasks.classify.task import Classification
 from visionmlp.tasks.definition import TrainResult
-from visionmlp.tasks.running import Prepared, config_of_run, launched_config, run_training
+from visionmlp.tasks.running import Prepared, bad_images_of, config_of_run, launched_config, run_training
 
 __all__ = ["ClassifyConfig", "Evaluation", "TrainResult", "build_model", "evaluate", "read_config", "train"]
 
@@ -41,9 +41,7 @@ def train(config: ClassifyConfig, *, resume: bool = False) -> TrainResult:
         KeyboardInterrupt: at SIGINT or SIGTERM, when all is saved.
     """
     config = launched_config(config)
-    return run_training(
-        config, lambda fabric, run, log: _prepared(fabric, config, run, log), write_report, resume=resume
-    )
+    return run_training(config, lambda fabric, run: _prepared(fabric, config, run), write_report, resume=resume)
 
 
 def read_config(folder: Path) -> ClassifyConfig:
@@ -114,7 +112,8 @@ def open_task(
     return task, distillation
 
 
-def _prepared(fabric: "Fabric", config: ClassifyConfig, run: RunFolder, log: BadImageLog) -> Prepared:
+def _prepared(fabric: "Fabric", config: ClassifyConfig, run: RunFolder) -> Prepared:
+    log = bad_images_of(config, run)
     # rank 0 first, so that it alone downloads
     training_source, evaluation_source = on_rank_zero(fabric, lambda: open_data(config))
     class_names = training_source.class_names

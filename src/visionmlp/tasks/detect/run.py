@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from visionmlp.data import BadImageLog
 from visionmlp.data.loading import EpochOrder, EvaluationLoader, TrainingLoader
 from visionmlp.engine import RunFolder
 from visionmlp.engine.launch import agree
@@ -24,7 +23,7 @@ from visionmlp.tasks.detect.figures import Pictures, write_report
 from visionmlp.tasks.detect.metrics import CocoMetric
 from visionmlp.tasks.detect.samples import AnnotatedImages, ForTraining, collate, for_evaluation, mode_of
 from visionmlp.tasks.detect.task import Detection
-from visionmlp.tasks.running import Prepared, config_of_run, launched_config, run_training
+from visionmlp.tasks.running import Prepared, bad_images_of, config_of_run, launched_config, run_training
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -43,9 +42,7 @@ def train(config: DetectConfig, *, resume: bool = False) -> TrainResult:
     """
     require("faster_coco_eval", extra="detection")  # now rather than behind the training
     config = launched_config(config)
-    return run_training(
-        config, lambda fabric, run, log: prepared(fabric, config, run, log), write_report, resume=resume
-    )
+    return run_training(config, lambda fabric, run: prepared(fabric, config, run), write_report, resume=resume)
 
 
 def read_config(folder: Path) -> DetectConfig:
@@ -122,8 +119,9 @@ def _with_head(config: DetectConfig, backbone: Backbone, categories: Categories)
         )
 
 
-def prepared(fabric: "Fabric", config: DetectConfig, run: RunFolder, log: BadImageLog) -> Prepared:
+def prepared(fabric: "Fabric", config: DetectConfig, run: RunFolder) -> Prepared:
     """What a run starts with; see `run_training`."""
+    log = bad_images_of(config, run)
     training_set, evaluation_set = agree(fabric, lambda: open_data(config))
     categories = training_set.categories
     network = agree(fabric, lambda: build_network(config, categories))

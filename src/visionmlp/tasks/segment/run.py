@@ -5,13 +5,12 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from visionmlp.data import BadImageLog
 from visionmlp.engine import RunFolder
 from visionmlp.engine.launch import agree, on_rank_zero
 from visionmlp.models.dense_network import save_dense
 from visionmlp.tasks.building import synchronise
 from visionmlp.tasks.definition import TrainResult
-from visionmlp.tasks.running import Prepared, config_of_run, launched_config, run_training, write_state
+from visionmlp.tasks.running import Prepared, bad_images_of, config_of_run, launched_config, run_training, write_state
 from visionmlp.tasks.segment.building import (
     build_network,
     crop_size_of,
@@ -44,9 +43,7 @@ def train(config: SegmentConfig, *, resume: bool = False) -> TrainResult:
         KeyboardInterrupt: at SIGINT or SIGTERM, when all is saved.
     """
     config = launched_config(config)
-    return run_training(
-        config, lambda fabric, run, log: prepared(fabric, config, run, log), write_report, resume=resume
-    )
+    return run_training(config, lambda fabric, run: prepared(fabric, config, run), write_report, resume=resume)
 
 
 def read_config(folder: Path) -> SegmentConfig:
@@ -54,8 +51,9 @@ def read_config(folder: Path) -> SegmentConfig:
     return config_of_run(folder, SegmentConfig)
 
 
-def prepared(fabric: "Fabric", config: SegmentConfig, run: RunFolder, log: BadImageLog) -> Prepared:
+def prepared(fabric: "Fabric", config: SegmentConfig, run: RunFolder) -> Prepared:
     """What a run starts with; see `run_training`."""
+    log = bad_images_of(config, run)
     training_pairs, evaluation_pairs = on_rank_zero(fabric, lambda: open_data(config))
     classes = training_pairs.classes
     network = agree(fabric, lambda: build_network(config, classes.count, classes.names))

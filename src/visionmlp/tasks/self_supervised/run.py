@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import nn
 
-from visionmlp.data import BadImageLog, Preprocessing
+from visionmlp.data import Preprocessing
 from visionmlp.data.summary import RunData
 from visionmlp.data.views import Views
 from visionmlp.engine import RunFolder, Task
@@ -18,7 +18,7 @@ from visionmlp.models.checkpoint import save_checkpoint
 from visionmlp.tasks.building import build_backbone, evaluation_batches, open_data, synchronise, training_batches
 from visionmlp.tasks.definition import TrainResult
 from visionmlp.tasks.protocols.knn import BankThenQueries
-from visionmlp.tasks.running import Prepared, launched_config, run_training, write_state
+from visionmlp.tasks.running import Prepared, bad_images_of, launched_config, run_training, write_state
 from visionmlp.tasks.self_supervised.config import SelfSupervisedConfig
 from visionmlp.tasks.self_supervised.figures import write_report
 
@@ -58,14 +58,11 @@ def train(config: SelfSupervisedConfig, method: Method, *, resume: bool) -> Trai
         KeyboardInterrupt: at SIGINT or SIGTERM, when all is saved.
     """
     config = launched_config(config)
-    return run_training(
-        config, lambda fabric, run, log: _prepared(fabric, config, method, run, log), write_report, resume=resume
-    )
+    return run_training(config, lambda fabric, run: _prepared(fabric, config, method, run), write_report, resume=resume)
 
 
-def _prepared(
-    fabric: "Fabric", config: SelfSupervisedConfig, method: Method, run: RunFolder, log: BadImageLog
-) -> Prepared:
+def _prepared(fabric: "Fabric", config: SelfSupervisedConfig, method: Method, run: RunFolder) -> Prepared:
+    log = bad_images_of(config, run)
     # rank 0 first, so that it alone downloads
     training_source, evaluation_source = on_rank_zero(fabric, lambda: open_data(config))
     backbone = agree(fabric, lambda: build_backbone(config, num_classes=0))

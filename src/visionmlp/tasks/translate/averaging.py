@@ -1,0 +1,60 @@
+"""The mean of a run's newest checkpoints, often better than the last (arXiv 1706.03762, section 6.1)."""
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from visionmlp.engine import RunFolder
+from visionmlp.errors import CheckpointError, InvalidConfig
+from visionmlp.models.translator import Translator
+from visionmlp.models.translator_files import TranslatorInfo, load_translator
+
+
+def averaged(folder: Path, count: int | None = None) -> tuple[Translator, TranslatorInfo, list[int]]:
+    """A translator with the mean weights of checkpoints.
+
+    Args:
+        folder: of a run; ``--keep-checkpoints`` says how many it keeps.
+        count: of the newest ones; None is all that are there.
+
+    Returns:
+        The network, what its run says about it, and the steps.
+
+    Raises:
+        InvalidConfig: for fewer than one.
+        CheckpointError: if there are not so many, or one cannot be read.
+    """
+    if count is not None and count < 1:
+        raise InvalidConfig(f"checkpoints must be at least 1, got {count}")
+    network, info = load_translator(folder)
+    files = {
+        int(path.stem.removeprefix("step-")): path
+        for path in RunFolder(folder).checkpoints.glob("step-*.safetensors")
+        if path.stem.removeprefix("step-").isdigit()
+    }
+    steps = sorted(files)
+    if not steps or len(steps) < (count or 1):
+        raise CheckpointError(
+            f"{folder} has {len(steps)} checkpoints, not {count or 1}; train --keep-checkpoints says how many stay"
+        )
+    steps = steps[-(count or len(steps)) :]
+    total: dict[str, Tensor] = {}
+    for step in steps:
+        try:
+            state = load_file(files[step])
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{files[step]} cannot be read: {error}") from error
+        for name, value in state.items():
+            # in float64, whatever the run computes in; what is no weight is that of the last
+            total[name] = value.double() + total.get(name, 0) if value.is_floating_point() else value
+    own = network.state_dict()
+    mean = {
+        name: (value / len(steps)).to(own[name].dtype) if value.dtype == torch.float64 else value
+        for name, value in total.items()
+        if name in own
+    }
+    network.load_state_dict(mean)
+    return network, info, steps

@@ -1,0 +1,98 @@
+"""What a translation run shows: curves, sentences, and its matrices over positions."""
+
+from pathlib import Path
+
+from torch import Tensor
+
+from visionmlp.engine.run_folder import RunFolder, best_row
+from visionmlp.files import write_beside
+from visionmlp.models.resmlp_seq2seq import ResMLPSeq2Seq
+from visionmlp.models.translator import Translator
+from visionmlp.models.translator_files import load_translator
+from visionmlp.report.page import write_page
+from visionmlp.report.plots import influence_maps, learning_curves
+from visionmlp.tasks.translate.data import Corpus
+from visionmlp.tasks.translate.metrics import TranslationMetric
+
+SAMPLES = "samples"
+"""Folder of translations in a run."""
+_SHOWN_POSITIONS = 32
+
+
+def write_samples(folder: Path, step: int, corpus: Corpus, metric: TranslationMetric, count: int) -> None:
+    """Write source, reference and translation of some sentences, evenly spaced, as text.
+
+    Raises:
+        RunFolderError: if the file cannot be written.
+    """
+    folder = folder / SAMPLES
+    folder.mkdir(exist_ok=True)
+    count = min(count, len(corpus))
+    numbers = [(2 * place + 1) * len(corpus) // (2 * count) for place in range(count)]
+    lines = [
+        f"{number + 1}\nsource      {corpus.source[number]}\nreference   {corpus.target[number]}\n"
+        f"translation {metric.hypotheses.items[number]}\n"
+        for number in numbers
+        if number in metric.hypotheses.items
+    ]
+    write_beside(_samples_of(folder, step), "\n".join(lines).encode())
+
+
+def _samples_of(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:07d}.txt"
+
+
+def position_maps(network: Translator) -> dict[str, Tensor]:
+    """What the first positions take from each other in a ResMLP's first and last layers, absolute values by title."""
+    if not isinstance(network, ResMLPSeq2Seq):
+        return {}
+    size = min(_SHOWN_POSITIONS, network.config.max_length)
+    layers = network.layers()
+    depth = network.config.depth
+    chosen = {"encoder 1": 0, f"encoder {depth}": depth - 1, "decoder 1": depth, f"decoder {depth}": 2 * depth - 1}
+    return {title: layers[number].mixing.matrix(size).detach().abs() for title, number in chosen.items()}
+
+
+def write_report(folder: Path) -> Path:
+    """Write the figures and ``report.html`` into the folder of a run, from what lies in it.
+
+    Raises:
+        RunFolderError: if something cannot be written.
+        MissingExtra: if matplotlib is not installed.
+    """
+    run = RunFolder(folder)
+    config, training, evaluations = run.read_config(), run.train.rows(), run.metrics.rows()
+    figures = {
+        "Learning curves": learning_curves(
+            training, evaluations, folder / "curves.png", metric="bleu", title="BLEU, held out"
+        )
+    }
+    network, _ = load_translator(folder)
+    if maps := position_maps(network):
+        figures["What positions take from each other"] = influence_maps(maps, folder / "positions.png")
+    best = best_row(evaluations, "bleu")
+    samples = _samples_of(folder / SAMPLES, int(best["step"]))
+    tables = {}
+    if samples.is_file():
+        blocks = samples.read_text().strip().split("\n\n")
+        tables["Translations at the best step"] = [
+            {
+                name: line.partition(name)[2].strip()
+                for line in block.splitlines()[1:]
+                for name in ("source", "reference", "translation")
+                if line.startswith(name)
+            }
+            for block in blocks
+        ]
+    return write_page(
+        folder,
+        title=f"{config['model']}, {config['source']} to {config['target']}, {config['data']}",
+        numbers={
+            "BLEU": f"{best['bleu']:.2f}",
+            "chrF": f"{best['chrf']:.2f}",
+            "perplexity": f"{best['perplexity']:.2f}",
+            "best step": f"{best['step']:.0f} of {evaluations[-1]['step']:.0f}",
+        },
+        figures=figures,
+        tables=tables,
+    )
