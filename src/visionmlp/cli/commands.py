@@ -13,6 +13,7 @@ from visionmlp.cli.pack import PACK
 from visionmlp.cli.predict import PREDICT
 from visionmlp.cli.recipes import RECIPES
 from visionmlp.cli.train import TRAIN
+from visionmlp.cli.translate import TRANSLATE
 
 COMMANDS = {
     "models": MODELS,
@@ -20,6 +21,7 @@ COMMANDS = {
     "train": TRAIN,
     "eval": EVAL,
     "predict": PREDICT,
+    "translate": TRANSLATE,
     "compare": COMPARE,
     "check-data": CHECK_DATA,
     "pack": PACK,
