@@ -1,4 +1,4 @@
-"""``visionmlp translate``: line for line, each as soon as its chunk is done, so that a text of any size needs no memory."""
+"""``visionmlp translate``: lines are written as soon as their chunk is done, so a text of any size needs no memory."""
 
 import contextlib
 import dataclasses

@@ -39,6 +39,8 @@ LIMIT = 1e-4
 LEAST_LENGTH = 8
 """Positions: sizes of the example have to differ from each other and from the longest."""
 _MOST = 2**31 - 1
+_WEIGHTS = "weights_sha256"
+"""Says in all three files which belong together."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,10 +94,15 @@ def export_translator(
     folder = Path(folder)
     with whole_folder(folder, force=force, mark=METADATA) as staged:
         programs = {ENCODER: _encoder_program(network), STEP: _step_program(network)}
+        weights = _weights_sha256(network)
         for name, (program, inputs, outputs) in programs.items():
-            save_onnx(onnx_program(program, opset=opset, inputs=inputs, outputs=outputs), staged / name)
+            graph = onnx_program(program, opset=opset, inputs=inputs, outputs=outputs)
+            graph.model.metadata_props[_WEIGHTS] = weights
+            save_onnx(graph, staged / name)
         (staged / TOKENIZER).write_bytes(info.tokenizer)
-        (staged / METADATA).write_text(json.dumps(_metadata(info), indent=2) + "\n", encoding="utf-8")
+        (staged / METADATA).write_text(
+            json.dumps({**_metadata(info), _WEIGHTS: weights}, indent=2) + "\n", encoding="utf-8"
+        )
         opened = open_exported_translator(staged)
         checks = [_check(network, opened, *sizes) for sizes in ((1, 1, 1, 2), (3, 6, 2, 3), (2, length, 3, length))]
         files = sorted(path.name for path in staged.iterdir())
@@ -193,6 +200,13 @@ def _plain_attention() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
+
+
+def _weights_sha256(network: Translator) -> str:
+    total = hashlib.sha256()
+    for value in network.state_dict().values():
+        total.update(value.contiguous().numpy().data)
+    return total.hexdigest()
 
 
 def _metadata(info: TranslatorInfo) -> dict[str, Any]:
@@ -336,8 +350,9 @@ def open_exported_translator(folder: Path, *, threads: int | None = None) -> Exp
         raise CheckpointError(f"{folder / TOKENIZER} is another tokenizer than the model was trained with")
     sessions = [onnx_session(folder / name, threads, _refusal(folder / name)) for name in (ENCODER, STEP)]
     for name, session, first in zip((ENCODER, STEP), sessions, ("source", "tokens"), strict=True):
-        if session.get_inputs()[0].name != first:
-            raise CheckpointError(f"{folder / name} is another graph; export the model again")
+        weights = session.get_modelmeta().custom_metadata_map.get(_WEIGHTS)
+        if weights != fields.get(_WEIGHTS) or session.get_inputs()[0].name != first:
+            raise CheckpointError(f"{folder / name} is another graph than the model's; export the model again")
     info = TranslatorInfo(
         model=fields["model"],
         config=fields["config"],

@@ -16,7 +16,7 @@ from visionmlp.tasks.translate.options import InvalidText
 STANDARD_INPUT = "-"
 
 _CONTROL = re.compile("[\0-\x08\n-\x1f\x7f-\x9f\u2028\u2029]")
-"""All but the tab. Some program ends a line or a string at it, and a network with bytes in its vocabulary can write each."""
+"""All but the tab. Programs end lines or strings there, and a network with bytes in its vocabulary can write each."""
 
 
 class Lines:

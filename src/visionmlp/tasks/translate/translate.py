@@ -116,7 +116,7 @@ class LineTranslator:
             if getattr(self, name) < 1:
                 raise InvalidConfig(f"{name} must be at least 1, got {getattr(self, name)}")
         size = self.network.config.vocab_size
-        if self.tokenizer.size > size:
+        if self.tokenizer.size != size:
             raise DataError(f"the tokenizer has {self.tokenizer.size} symbols, but the network {size}; it is another's")
 
     def __call__(
