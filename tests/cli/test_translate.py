@@ -48,7 +48,7 @@ def expected(model: Path, **options) -> list[TranslatedLine]:
 
 def test_from_a_file_a_pipe_and_into_a_file(model: Path, text: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["translate", str(model), *SHORT, "--too-long", "cut"]
-    assert main([*words[:2], str(text), *words[2:]]) == 0
+    assert main([*words, str(text)]) == 0
     printed = capsys.readouterr()
     assert printed.out == "".join(line.text + "\n" for line in expected(model))
     assert len({*printed.out.splitlines()}) > 3

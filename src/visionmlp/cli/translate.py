@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TextIO
 from visionmlp.cli.command import plain_command
 from visionmlp.cli.output import counting, say
 from visionmlp.cli.usage import UsageError
-from visionmlp.cli.words import check_options
+from visionmlp.cli.words import check_options, positional_first
 from visionmlp.files import beside
 from visionmlp.tasks.translate.options import TranslateOptions
 
@@ -80,7 +80,7 @@ TRANSLATE = dataclasses.replace(
         summary="texts into another language, line for line",
         description=(
             "Translate texts, a sentence a line, each written as soon as its chunk is done. Line for line: an empty\n"
-            "line stays one, and the output always has as many lines as the input. Files come before the options.\n"
+            "line stays one, and the output always has as many lines as the input.\n"
             "docs/translation.md has the format of --json, and what happens to unusual lines."
         ),
         examples=[
@@ -92,4 +92,5 @@ TRANSLATE = dataclasses.replace(
         ],
     ),
     check=check,
+    arrange=lambda words: positional_first(words, TranslateOptions),
 )
