@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from visionmlp.cli.parser import UsageError, add_fields, build_parser, parse
-from visionmlp.cli.words import check_options, scan
+from visionmlp.cli.words import check_options, positional_first, scan
 from visionmlp.tasks.options import option
 
 
@@ -71,3 +71,17 @@ def test_unknown_options_are_refused_with_the_nearest(line: str, message: str) -
 def test_what_cannot_be_understood_is_left_to_the_parser() -> None:
     for line in ("m x.png --crop-scale 1", "m x.png --ema=maybe"):
         assert check_options(line.split(), "x", Options) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "arranged"),
+    [
+        ("m --batch-size 3 x.png", "m x.png --batch-size 3"),
+        ("--ema m - --batch-size=3 x.png --output -", "m - x.png --ema --batch-size=3 --output -"),
+        ("3 --batch-size 3 2 --crop-scale -1 3 3", "3 2 3 --batch-size 3 --crop-scale -1 3"),
+        ("m --batch-size -5 x.png --no-ema", "m x.png --batch-size -5 --no-ema"),
+        ("m --ema -- --odd.png", "m --ema -- --odd.png"),
+    ],
+)
+def test_positional_words_come_first_in_their_order(line: str, arranged: str) -> None:
+    assert positional_first(line.split(), Options) == arranged.split()

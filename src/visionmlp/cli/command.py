@@ -27,6 +27,8 @@ class Command:
     """Adds the options to the parser; sees the words of the command line too."""
     run: "Callable[[Namespace], int]"
     """Does it; returns the exit code."""
+    arrange: Callable[[Sequence[str]], Sequence[str]] = list
+    """The words in an order that the parser takes."""
 
     @property
     def epilog(self) -> str:

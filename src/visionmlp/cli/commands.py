@@ -15,6 +15,7 @@ from visionmlp.cli.predict import PREDICT
 from visionmlp.cli.recipes import RECIPES
 from visionmlp.cli.train import TRAIN
 from visionmlp.cli.train_tokenizer import TRAIN_TOKENIZER
+from visionmlp.cli.translate import TRANSLATE
 
 COMMANDS = {
     "models": MODELS,
@@ -22,6 +23,7 @@ COMMANDS = {
     "train": TRAIN,
     "eval": EVAL,
     "predict": PREDICT,
+    "translate": TRANSLATE,
     "compare": COMPARE,
     "check-data": CHECK_DATA,
     "pack": PACK,

@@ -1,15 +1,19 @@
 """``visionmlp export``."""
 
+import dataclasses
 import sys
 
 from visionmlp.cli.command import plain_command
 from visionmlp.cli.options import ExportOptions
 from visionmlp.cli.output import note_precision, say
 from visionmlp.cli.usage import UsageError
+from visionmlp.tasks.register import task_of
 
 
 def export(options: ExportOptions) -> int:
     """Write an exported file and print how closely its runtime reproduces the model."""
+    if task_of(options.model) == "translate":
+        return _export_translator(options)
     if options.batch != "dynamic" and not options.batch.isdecimal():
         raise UsageError(f"--batch takes 'dynamic' or a number, got {options.batch!r}")
     if len(options.input_size or (1,)) > 2:
@@ -70,6 +74,32 @@ def export(options: ExportOptions) -> int:
     return 0
 
 
+def _export_translator(options: ExportOptions) -> int:
+    """Write a folder of graphs."""
+    taken = ("model", "output", "opset", "force")
+    for field in dataclasses.fields(options):
+        if field.name not in taken and getattr(options, field.name) != field.default:
+            raise UsageError(f"--{field.name.replace('_', '-')} is for models of images; a translator has --opset only")
+    if options.output.suffix:
+        raise UsageError(
+            f"a translator is exported to a folder of ONNX graphs; give --output FOLDER, not {options.output}"
+        )
+
+    from visionmlp.deploy.translator import LIMIT, export_translator
+    from visionmlp.models.translator_files import load_translator
+
+    network, info = load_translator(options.model)
+    report = export_translator(network, info, options.output, opset=options.opset, force=options.force)
+    for check in report.checks:
+        sys.stdout.write(
+            f"ONNX Runtime with {check.sentences} x {check.hypotheses} hypotheses, {check.source} source tokens, "
+            f"{check.steps} steps: max relative error {check.error:.1e}, limit {LIMIT:.0e}\n"
+        )
+    for path in report.files:
+        sys.stdout.write(f"wrote {path} ({path.stat().st_size / 2**20:.1f} MiB)\n")
+    return 0
+
+
 def _size(sides: tuple[int, ...] | None) -> tuple[int, int] | None:
     return None if sides is None else (sides[0], sides[-1])
 
@@ -85,13 +115,15 @@ EXPORT = plain_command(
         "within 1e-4 of the largest logit in float32; in bf16 and fp16 four times what PyTorch itself loses\n"
         "to rounding. The same is tried with random weights first, since zero weights would let any graph pass.\n"
         "Of a model with fresh weights the structure is exported, with random weights. A run of --task segment is\n"
-        "exported with its head: logits (B, classes, H, W) at the size of the images."
+        "exported with its head: logits (B, classes, H, W) at the size of the images. A translator becomes a folder\n"
+        "of ONNX graphs with its tokenizer, for `visionmlp translate`; see docs/translation.md."
     ),
     examples=[
         "export runs/digits --output digits.onnx",
         "export resmlp_s12 --output resmlp.xml --batch 8 --dtype bf16",
         "export cyclemlp_b1 --output cyclemlp.pt2 --dynamic-size --form training",
         "export runs/camvid --output camvid.onnx --input-size 360 480 --batch 1",
+        "export runs/multi30k --output multi30k-onnx",
         "export runs/imagenette --output int8.xml --dtype int8 --calibration imagenette/",
     ],
 )

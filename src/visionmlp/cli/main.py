@@ -97,7 +97,7 @@ def run_command(name: str, command: Command, words: Sequence[str]) -> int:
 
     parser = build_parser(f"visionmlp {name}", description=command.description, epilog=command.epilog)
     command.add_options(parser, words)
-    namespace = parse(parser, config_first(words))
+    namespace = parse(parser, config_first(command.arrange(words)))
     return 0 if namespace is None else command.run(namespace)
 
 

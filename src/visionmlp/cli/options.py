@@ -142,7 +142,7 @@ class ExportOptions(ModelOptions):
 
     output: Path = option(
         "file to write: .onnx, .xml for OpenVINO (with its weights in .bin beside it), .pt2 for torch.export and "
-        "AOTInductor, or .safetensors",
+        "AOTInductor, or .safetensors; of a translator the folder to write",
         metavar="FILE",
     )
     format: Literal["onnx", "openvino", "pt2", "aotinductor", "safetensors"] | None = option(

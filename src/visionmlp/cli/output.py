@@ -51,6 +51,27 @@ def bars() -> Iterator[Callable[[str, int], Callable[[], None]]]:
         yield progress
 
 
+@contextlib.contextmanager
+def counting(what: str) -> Iterator[Callable[[], None]]:
+    """Counts on standard error while a command works, in a terminal only; what it gives is called behind each."""
+    if not sys.stderr.isatty():
+        yield lambda: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    with Progress(
+        SpinnerColumn(),
+        TextColumn(f"{{task.completed}} {what}"),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        redirect_stdout=sys.stdout.isatty(),  # answers on the same terminal go above the counter
+        transient=True,
+    ) as progress:
+        counter = progress.add_task("", total=None)
+        yield lambda: progress.advance(counter)
+
+
 def note_precision(model: "nn.Module") -> None:
     """Point out that a file was not written in the precision of its checkpoint."""
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from visionmlp.cli.command import Command
-from visionmlp.cli.output import say
+from visionmlp.cli.output import counting, say
 from visionmlp.cli.tasks import add_task_options, check_task_words, task_and_options
 from visionmlp.files import beside
 
@@ -47,7 +47,7 @@ def run(namespace: "Namespace") -> int:
             writers.append(_write_json)
         elif table is None:
             writers.append(_Text())
-        advance = stack.enter_context(_progress())
+        advance = stack.enter_context(counting("images"))
         for answer in task.predict(options):
             if answer.error is not None:
                 failures += 1
@@ -92,27 +92,6 @@ def _table(path: Path, columns: Sequence[str], *, force: bool) -> Iterator[Write
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         yield lambda answer: writer.writerows(answer.rows())
-
-
-@contextlib.contextmanager
-def _progress() -> Iterator[Callable[[], None]]:
-    """Counts images on standard error, if that is a terminal."""
-    if not sys.stderr.isatty():
-        yield lambda: None
-        return
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    with Progress(
-        SpinnerColumn(),
-        TextColumn("{task.completed} images"),
-        TimeElapsedColumn(),
-        console=Console(stderr=True),
-        redirect_stdout=sys.stdout.isatty(),  # answers on the same terminal go above the counter
-        transient=True,
-    ) as progress:
-        counter = progress.add_task("", total=None)
-        yield lambda: progress.advance(counter)
 
 
 def _printable(text: str) -> str:

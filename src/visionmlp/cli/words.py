@@ -62,6 +62,23 @@ def check_options(words: Sequence[str], command: str, *options: type, positional
     return [word for word in others if not word.startswith("-") or word not in before]
 
 
+def positional_first(words: Sequence[str], *options: type) -> list[str]:
+    """The words with those in front that are neither options nor their values, since a parser takes an optional
+    positional argument where it sees the first one and never again; unchanged where ``--`` separates them.
+
+    Args:
+        words: those behind the command.
+        options: dataclasses with all options of the command.
+    """
+    if "--" in words:
+        return list(words)
+    # numbers in place of the words tell where those are that remain
+    places = {str(place): word for place, word in enumerate(words) if word == "-" or not word.startswith("-")}
+    _, others = scan([str(place) if str(place) in places else word for place, word in enumerate(words)], *options)
+    front = [place for place in others if place in places]
+    return [places[place] for place in front] + [word for place, word in enumerate(words) if str(place) not in front]
+
+
 def _options(options: Sequence[type], positional: Collection[str]) -> dict[str, Any]:
     """Type by name, as it is typed but for the leading ``--``."""
     found = {}

@@ -10,7 +10,7 @@ import io
 import logging
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -154,12 +154,20 @@ _PLAIN_OPERATORS: dict[Any, Callable[..., Any]] = {
 dynamic batch."""
 
 
-def onnx_program(program: ExportedProgram, *, opset: int | None = None) -> torch.onnx.ONNXProgram:
+def onnx_program(
+    program: ExportedProgram,
+    *,
+    opset: int | None = None,
+    inputs: Sequence[str] = ("images",),
+    outputs: Sequence[str] = ("logits",),
+) -> torch.onnx.ONNXProgram:
     """The graph in ONNX.
 
     Args:
         program: from `export_program`.
         opset: operator set; None is PyTorch's choice.
+        inputs: names.
+        outputs: names.
 
     Raises:
         ExportError: for an operator set that cannot be had.
@@ -175,8 +183,8 @@ def onnx_program(program: ExportedProgram, *, opset: int | None = None) -> torch
                 dynamo=True,
                 verbose=False,
                 opset_version=opset,
-                input_names=["images"],
-                output_names=["logits"],
+                input_names=list(inputs),
+                output_names=list(outputs),
             )
     except torch.onnx.errors.OnnxExporterError as error:
         raise ExportError(f"PyTorch cannot export this model: {first_line(error)}") from error

@@ -148,7 +148,7 @@ def check_threads(threads: int | None) -> None:
 
 
 def _open_onnx(path: Path, threads: int | None) -> Session:
-    session = _onnx_session(path, threads, lambda text: CheckpointError(f"ONNX Runtime cannot load {path}: {text}"))
+    session = onnx_session(path, threads, lambda text: CheckpointError(f"ONNX Runtime cannot load {path}: {text}"))
     metadata = ExportMetadata.from_text(session.get_modelmeta().custom_metadata_map, path)
     return Session(metadata, _onnx_call(session))
 
@@ -158,18 +158,19 @@ def _onnx_session_of(program: torch.onnx.ONNXProgram, threads: int | None) -> An
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         path = Path(folder) / "graph.onnx"
         save_onnx(program, path)
-        return _onnx_session(
+        return onnx_session(
             path, threads, lambda text: ExportError(f"ONNX Runtime cannot load the exported model: {text}")
         )
 
 
-def _onnx_session(path: Path, threads: int | None, reason: Callable[[str], Exception]) -> Any:
+def onnx_session(path: Path, threads: int | None, reason: Callable[[str], Exception]) -> Any:
+    """An ONNX graph of any kind in ONNX Runtime; ``reason`` makes an error of its message."""
     runtime = require("onnxruntime", extra="export")
     options = runtime.SessionOptions()
     options.log_severity_level = 4
     if threads is not None:
         options.intra_op_num_threads = threads
-    with _explained(reason):
+    with explained(reason):
         return runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
@@ -177,14 +178,14 @@ def _onnx_call(session: Any) -> Call:
     name = session.get_inputs()[0].name
 
     def call(images: np.ndarray) -> np.ndarray:
-        with _explained(lambda text: ExportError(f"ONNX Runtime cannot run this model at {images.shape}: {text}")):
+        with explained(lambda text: ExportError(f"ONNX Runtime cannot run this model at {images.shape}: {text}")):
             return session.run(None, {name: images})[0]
 
     return call
 
 
 @contextlib.contextmanager
-def _explained(reason: Callable[[str], Exception]) -> Iterator[None]:
+def explained(reason: Callable[[str], Exception]) -> Iterator[None]:
     """Turn ONNX Runtime's own errors, which share no base, into one line."""
     values = vars(require("onnxruntime", extra="export").capi.onnxruntime_pybind11_state).values()
     try:

@@ -5,6 +5,7 @@ import errno
 import io
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,8 +16,8 @@ from torch.export import ExportedProgram
 
 from visionmlp.deploy.graphs import quiet
 from visionmlp.deploy.metadata import PROGRAM_ENTRY, RT_INFO_KEY, ExportMetadata
-from visionmlp.errors import CheckpointError, require
-from visionmlp.files import OutputError, beside
+from visionmlp.errors import CheckpointError, VisionMLPError, require
+from visionmlp.files import OutputError, beside, require_utf8
 
 if TYPE_CHECKING:
     import openvino
@@ -70,6 +71,41 @@ def whole_output(output: Path, *, force: bool, suffix: str, companions: Sequence
         for target in placed:
             target.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def whole_folder(output: Path, *, force: bool, mark: str) -> Iterator[Path]:
+    """A new folder beside ``output`` that takes its place when the block succeeds and is removed when it fails.
+
+    Args:
+        output: the folder.
+        force: whether an existing one may be replaced.
+        mark: file that each such folder has; one without it is another's, and never replaced.
+
+    Raises:
+        OutputError: if it exists, or cannot be written.
+    """
+    require_utf8(output, OutputError)
+    _check_free(output, force)
+    if output.exists() and not (output / mark).is_file():
+        raise OutputError(f"{output} exists and was not written by export; give another --output")
+    partial = output.absolute().with_name(f".{output.absolute().name}.{os.getpid()}")
+    old = partial.with_name(f"{partial.name}.old")
+    try:
+        partial.mkdir()
+        yield partial
+        if output.exists():
+            output.rename(old)
+        partial.rename(output)
+    except OSError as error:
+        if isinstance(error, VisionMLPError):
+            raise
+        raise OutputError(f"cannot write {output}: {error.strerror or error}") from error
+    finally:
+        if old.exists() and not output.exists():
+            old.rename(output)
+        for folder in (partial, old):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _check_free(path: Path, force: bool) -> None:

@@ -41,7 +41,7 @@ def attend(
     weight, bias = _parts(attention)
     rows, length, channels = x.shape
     queries = F.linear(x, weight[:channels], bias[:channels])
-    sequences = len(seen.keys)
+    sequences = seen.keys.shape[0]  # len() would be a constant of exported graphs
     # n sequences of T queries are one of n T queries
     queries = _heads(queries.reshape(sequences, -1, channels), attention.num_heads)
     found = F.scaled_dot_product_attention(

@@ -8,13 +8,13 @@ forced and scored. Padding, begin and unknown symbols are never produced, and th
 
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from visionmlp.errors import InvalidConfig
-from visionmlp.models.translator import BOS, EOS, PAD, UNK, Translator
+from visionmlp.models.translator import BOS, EOS, PAD, UNK, DecoderState, Memory, TranslatorConfig
 
 NEVER = (BOS, PAD, UNK)
 
@@ -79,9 +79,30 @@ class Hypothesis(NamedTuple):
     """Sum over all tokens, the end symbol among them."""
 
 
+class Network(Protocol):
+    """What a search asks for: a `Translator`, or an exported one in its runtime. The methods are described there."""
+
+    @property
+    def config(self) -> TranslatorConfig:
+        """Sizes."""
+        ...
+
+    def encode(self, source: Tensor) -> Memory:
+        """Sentences to what the decoder sees of them."""
+        ...
+
+    def start(self, memory: Memory) -> DecoderState:
+        """The state before the first step."""
+        ...
+
+    def step(self, tokens: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
+        """One more position."""
+        ...
+
+
 @torch.inference_mode()
 def beam_search(
-    network: Translator, source: Tensor, search: Search, *, prefix: Sequence[Sequence[int]] | None = None
+    network: Network, source: Tensor, search: Search, *, prefix: Sequence[Sequence[int]] | None = None
 ) -> list[list[Hypothesis]]:
     """The best translations of sentences.
 
@@ -238,7 +259,7 @@ def _check_prefixes(prefixes: Sequence[Sequence[int]], longest: Sequence[int], v
 
 @torch.inference_mode()
 def sample(
-    network: Translator,
+    network: Network,
     source: Tensor,
     search: Search,
     *,
