@@ -50,7 +50,9 @@ class SequenceLinear(nn.Module):
         """(B, T, C) to (B, 1, C): the last position of a causal map, in O(T C)."""
         position = x.shape[1] - 1
         check_length(position + 1, self.max_length)
-        return torch.matmul(self.weight[position : position + 1, : position + 1], x) + self.bias[position]
+        # slices only: of a number PyTorch 2.6 makes a constant of exported graphs
+        here = slice(position, position + 1)
+        return torch.matmul(self.weight[here, : position + 1], x) + self.bias[here, None]
 
 
 def check_length(length: int, max_length: int) -> None:
