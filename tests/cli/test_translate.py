@@ -214,7 +214,7 @@ def test_what_is_refused(model: Path, text: Path, capsys, monkeypatch: pytest.Mo
     for words, message in (
         (["nonesuch"], "no run folder, checkpoint or exported model nonesuch"),
         ([str(text)], f"{text} is truncated or not a safetensors file"),
-        ([str(checkpoint)], "holds no translator, but classify"),
+        ([str(checkpoint)], "give the run folder or file of --task translate"),
         ([str(text.parent.parent)], "has no model.safetensors"),
         ([str(model), "nonesuch.de"], "cannot read nonesuch.de: No such file"),
         ([str(model), folder], f"cannot read {folder}: Is a directory"),
