@@ -19,14 +19,14 @@ def tokenizer() -> Tokenizer:
     return train_tokenizer((f"ein Hund und {i} Katzen laufen {7 * i} mal um das Haus" for i in range(200)), 320)
 
 
-SEEDS = {"resmlp_seq2seq_test": (5, 3.0), "transformer_seq2seq_test": (6, 6.0)}
-"""Of the weights, and how loud the end symbol is: with these they say many things, of several lengths."""
+SEEDS = {"resmlp_seq2seq_test": (5, 3.0, 2), "transformer_seq2seq_test": (6, 6.0, 1)}
+"""Of the weights, how loud the end symbol is, and layers: with these they say many things, of several lengths."""
 
 
 def network(name: str = "resmlp_seq2seq_test") -> Translator:
     """With random weights, in float32."""
-    seed, loudness = SEEDS[name]
-    made = create_translator(name, vocab_size=320, max_length=LENGTH).eval()
+    seed, loudness, depth = SEEDS[name]
+    made = create_translator(name, vocab_size=320, max_length=LENGTH, depth=depth).eval()
     randomise(made, seed=seed)
     with torch.no_grad():
         made.embedding.weight.mul_(0.5)
