@@ -173,7 +173,7 @@ def test_a_wide_beam_finds_the_best_of_all(alpha: float) -> None:
 @pytest.mark.parametrize("alpha", ALPHAS)
 def test_stopping_loses_nothing(alpha: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against a search that goes on as long as any hypothesis does; the best of one is the first of several."""
-    cases = [(seed, beam, n_best) for seed in range(6) for beam in (2, 3, 8) for n_best in (1, 2)]
+    cases = [(seed, beam, n_best) for seed in range(3) for beam in (2, 3, 8) for n_best in (1, 2)]
 
     def answers() -> list[list[list[Hypothesis]]]:
         return [
@@ -208,9 +208,9 @@ def greedy(network: Translator, source: Tensor, longest: int) -> list[int]:
 def test_a_beam_of_one_is_greedy() -> None:
     for seed in range(50):
         network, source = translator(seed), sentences([5], seed=seed)[0]
-        for alpha in (0.0, 2.0):
-            (found,) = beam_search(network, source[None], Search(beam=1, length_penalty=alpha, max_length=12))
-            assert found[0].tokens == greedy(network, source, 12)
+        alpha = (0.0, 2.0)[seed % 2]
+        (found,) = beam_search(network, source[None], Search(beam=1, length_penalty=alpha, max_length=12))
+        assert found[0].tokens == greedy(network, source, 12)
 
 
 @pytest.mark.parametrize("name", ["resmlp_seq2seq_test", "transformer_seq2seq_test"])

@@ -88,7 +88,7 @@ def test_reversing_is_learned(trained: Path, data: Path) -> None:
 
 
 def test_copying_is_learned(data: Path, tmp_path: Path) -> None:
-    options = fields(data, tmp_path / "run", target="same", epochs=18, eval_every=18)
+    options = fields(data, tmp_path / "run", target="same", epochs=30, eval_every=30)
     process_run(options)
     assert share_of_right_words(tmp_path / "run", data, "same") > 0.99
 
