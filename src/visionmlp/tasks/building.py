@@ -107,6 +107,8 @@ def build_dense_network(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         backbone = create_model(info.model, **fields)
+        normalised = {key: info.options.get(f"image_{key}") for key in ("mean", "std")}
+        _keep_colours(backbone, {**normalised, **info.preprocessing})
     for name in ("mean", "std"):  # of its images, if the options say no others
         if known := info.options.get(f"image_{name}") or info.preprocessing.get(name):
             backbone.pretrained_cfg = {**backbone.pretrained_cfg, name: tuple(known)}
@@ -140,14 +142,21 @@ def _changes(config: ImageTrainingConfig) -> dict[str, Any]:
 
 
 def _loaded(config: ImageTrainingConfig, fields: Mapping[str, Any]) -> Backbone:
-    model, _ = load_model(
+    model, info = load_model(
         config.model,
         checkpoint=config.checkpoint,
         pretrained=config.pretrained,
         prefix=config.checkpoint_prefix,
         **fields,
     )
+    _keep_colours(model, info.preprocessing or {})
     return model
+
+
+def _keep_colours(model: Backbone, learnt: Mapping[str, Any]) -> None:
+    """Let a model's own normalisation be the one that its weights have learnt by, where a checkpoint says it."""
+    colours = {key: tuple(learnt[key]) for key in ("mean", "std") if len(learnt.get(key) or ()) == model.in_chans}
+    model.pretrained_cfg = {**model.pretrained_cfg, **colours}
 
 
 def synchronise(model: nn.Module, config: ImageTrainingConfig, fabric: "Fabric") -> None:

@@ -127,6 +127,20 @@ def test_preprocessing_is_the_models_own_unless_given() -> None:
         config_for(mean=(0.5,)).preprocessing(model)
 
 
+def test_fine_tuning_keeps_the_colours_that_the_weights_have_learnt(tmp_path: Path) -> None:
+    model = create_model("resmlp_test")
+    own = {"mean": [0.1, 0.2, 0.3], "std": [0.7, 0.8, 0.9]}
+    for name, preprocessing in (("own", own), ("none", {})):
+        save_checkpoint(tmp_path / f"{name}.safetensors", model, preprocessing=preprocessing)
+    by = {}
+    for name, options in (("own", {}), ("none", {}), ("own", {"mean": (0.5, 0.5, 0.5)})):
+        config = config_for(model=str(tmp_path / f"{name}.safetensors"), **options)
+        by[name, len(options)] = config.preprocessing(build_model(config, 3))
+    assert (by["own", 0].mean, by["own", 0].std) == ((0.1, 0.2, 0.3), (0.7, 0.8, 0.9))
+    assert (by["own", 1].mean, by["own", 1].std) == ((0.5, 0.5, 0.5), (0.7, 0.8, 0.9))
+    assert by["none", 0].mean == tuple(model.pretrained_cfg["mean"]) != by["own", 0].mean
+
+
 def test_a_classifier_refuses_norms_that_it_would_not_use(tmp_path):
     config = ClassifyConfig(
         model="cyclemlp_test", model_args={"feature_norms": True}, data="sklearn/digits", output=tmp_path
