@@ -149,10 +149,11 @@ class Encoded:
     """Sentences as ids with their end symbol, in one array."""
 
     def __init__(self, sentences: Sequence[str], tokenizer: Tokenizer) -> None:
-        parts = [[*tokenizer.encode(sentence), EOS] for sentence in sentences]
+        # arrays at once: lists of millions of sentences would take ten times the memory
+        parts = [np.array([*tokenizer.encode(sentence), EOS], np.int32) for sentence in sentences]
         self.lengths = np.array([len(part) for part in parts], np.int64)
         self._ends = np.cumsum(self.lengths)
-        self._ids = np.concatenate([np.array(part, np.int32) for part in parts])
+        self._ids = np.concatenate(parts)
 
     def __len__(self) -> int:
         return len(self.lengths)
