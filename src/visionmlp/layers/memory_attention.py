@@ -23,9 +23,7 @@ def keys_values(attention: nn.MultiheadAttention, memory: Tensor) -> KeysValues:
     return KeysValues(keys, values)
 
 
-def attend(
-    attention: nn.MultiheadAttention, x: Tensor, seen: KeysValues, mask: Tensor | None = None, *, causal: bool = False
-) -> Tensor:
+def attend(attention: nn.MultiheadAttention, x: Tensor, seen: KeysValues, mask: Tensor | None = None) -> Tensor:
     """What each position finds.
 
     Args:
@@ -33,7 +31,6 @@ def attend(
         x: (B, T, C); or (B n, T, C) for ``seen`` of B sequences, n neighbours of which look at the same one.
         seen: of the sequences that are looked at.
         mask: (B, S), whether a position may be looked at; None for all.
-        causal: whether position t sees the first t + 1 only.
 
     Returns:
         Of the shape of ``x``.
@@ -50,7 +47,6 @@ def attend(
         seen.values,
         attn_mask=None if mask is None else mask[:, None, None],
         dropout_p=attention.dropout if attention.training else 0.0,
-        is_causal=causal,
     )
     return attention.out_proj(found.transpose(1, 2).reshape(rows, length, channels))
 

@@ -40,7 +40,8 @@ class TranslatorConfig:
     max_length: int = 256
     """Tokens of a sentence, the end symbol among them; not stated for ResMLP, whose data was cut at 250."""
     dropout: float = 0.1
-    """On embeddings and behind each sub-layer; ResMLP's is 0.15 for En-De and 0.1 for En-Fr."""
+    """On embeddings and behind each sub-layer; torch's Transformer layers also have it on attention and hidden values.
+    ResMLP's is 0.15 for En-De and 0.1 for En-Fr."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

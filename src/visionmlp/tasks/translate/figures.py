@@ -5,7 +5,7 @@ from pathlib import Path
 from torch import Tensor
 
 from visionmlp.engine.run_folder import RunFolder, best_row
-from visionmlp.files import write_beside
+from visionmlp.files import write_beside, writing
 from visionmlp.models.resmlp_seq2seq import ResMLPSeq2Seq
 from visionmlp.models.translator import Translator
 from visionmlp.models.translator_files import load_translator
@@ -26,7 +26,8 @@ def write_samples(folder: Path, step: int, corpus: Corpus, metric: TranslationMe
         RunFolderError: if the file cannot be written.
     """
     folder = folder / SAMPLES
-    folder.mkdir(exist_ok=True)
+    with writing(folder):
+        folder.mkdir(exist_ok=True)
     count = min(count, len(corpus))
     numbers = [(2 * place + 1) * len(corpus) // (2 * count) for place in range(count)]
     lines = [

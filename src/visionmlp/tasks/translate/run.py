@@ -74,14 +74,14 @@ def open_data(config: TranslateConfig) -> _Text:
     return _Text(training.first(config.max_pairs), evaluation)
 
 
-def tokenizer_of(config: TranslateConfig, training: Corpus, made: Path) -> bytes:
+def tokenizer_of(config: TranslateConfig, training: Corpus, made: Path | None = None) -> bytes:
     """What makes symbols of sentences: that of the model to start from, the one that is given, that of the run, or a
     new one.
 
     Args:
         config: options.
         training: pairs to train one on.
-        made: file of the run that is resumed; it need not exist.
+        made: file of the run that is resumed, where there is one; it need not exist.
 
     Raises:
         InvalidConfig: for one beside a model that has its own.
@@ -93,7 +93,7 @@ def tokenizer_of(config: TranslateConfig, training: Corpus, made: Path) -> bytes
         return load_translator(path)[1].tokenizer
     if config.tokenizer is not None:
         return Tokenizer.read(config.tokenizer).model
-    if made.is_file():
+    if made is not None and made.is_file():
         return Tokenizer.read(made).model
     return train_tokenizer([*training.source, *training.target], config.vocab_size).model
 
@@ -125,7 +125,7 @@ def build_network(config: TranslateConfig, vocab_size: int) -> Translator:
 def _prepared(fabric: "Fabric", config: TranslateConfig, run: RunFolder, *, resume: bool) -> Prepared:
     text = agree(fabric, lambda: open_data(config))
     made = run.path / TOKENIZER_FILE
-    model = on_rank_zero(fabric, lambda: tokenizer_of(config, text.training, made if resume else Path("/nonexistent")))
+    model = on_rank_zero(fabric, lambda: tokenizer_of(config, text.training, made if resume else None))
     tokenizer = Tokenizer(model)
     network = agree(fabric, lambda: build_network(config, tokenizer.size))
     longest = network.config.max_length
