@@ -3,25 +3,24 @@
     python benchmarks/dense_tasks.py --data FOLDER --work FOLDER
 
 FOLDER of the data holds camvid_240x180, bccd, nuclei_dsb2018 and coco_small as ../shared/data/unpack.py writes them;
-that of the runs is families.py's, whose CycleMLP and RepMLPNet are the backbones. One run after the other; a run that
-was stopped goes on, one that has ended is not repeated. Writes the part "tasks" of docs/results/dense.md, between its
+that of the runs is families.py's, whose CycleMLP and RepMLPNet are the backbones. A run that was stopped goes on, one
+that has ended is not repeated. Writes the part "tasks" of docs/results/dense.md, between its
 markers, of the runs that have ended, and its pictures.
 """
 
 import dataclasses
 import json
 import shlex
-import shutil
-import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 import families
-from runs import command_line, fill_part, read, train
+from runs import command_line, device, ended, fill_part, machines, minutes, read, train_all
 from visionmlp.tasks.segment.data import MaskedImages
 from visionmlp.tasks.segment.layouts import open_pairs
 from visionmlp.tasks.segment.metrics import SegmentationMetric
@@ -37,7 +36,7 @@ DETECT = [
     *("--weight-decay", "0.05", "--clip-grad", "5", "--drop-path-rate", "0", "--max-size", "640"),
 ]
 SMALL_ROIS = {"roi_batch": 128, "fc_channels": 256, "rpn_post_nms": [500, 500]}
-COMMON = ["--num-workers", "1", "--threads", "2", "--seed", "0"]
+COMMON = ["--num-workers", "1"]
 DETECTORS = {"retinanet": "RetinaNet", "mask_rcnn": "Mask R-CNN", "cascade_mask_rcnn": "Cascade Mask R-CNN"}
 HEADS = {"upernet": "UperNet", **DETECTORS}
 
@@ -113,6 +112,7 @@ def evaluated(folder: Path, split: str) -> dict[str, float]:
     kept = folder.with_name(f"{folder.name}.{split}.json")
     if not kept.exists():
         command = [sys.executable, "-m", "visionmlp", "eval", str(folder), "--split", split, "--json"]
+        command += ["--device", str(device())]
         kept.write_text(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     return json.loads(kept.read_text())
 
@@ -134,15 +134,10 @@ def majority(data: Path) -> dict[str, float]:
     return metric.compute()
 
 
-def quarters(rows: Sequence[dict[str, float]], score: str) -> str:
-    """A score after a quarter, half, three quarters and all of a run."""
-    return ", ".join(f"{rows[max(1, round(len(rows) * part / 4)) - 1][score]:.1f}" for part in range(1, 5))
-
-
-def minutes(folder: Path, images: int) -> float:
-    """What training takes at its median speed."""
-    rows = read(folder / "train.csv")
-    return images / statistics.median(entry["images_per_second"] for entry in rows) / 60
+def rising(rows: Sequence[dict[str, float]], score: str) -> str:
+    """A score at four epochs at most."""
+    chosen = sorted({max(1, round(len(rows) * part / 4)) - 1 for part in range(1, 5)})
+    return ", ".join(f"{rows[index][score]:.1f} ({rows[index]['epoch']:.0f})" for index in chosen)
 
 
 def row(name: str, work: Path) -> str:
@@ -151,18 +146,21 @@ def row(name: str, work: Path) -> str:
     rows = read(folder / "metrics.csv")
     last = evaluated(folder, "test") if run.test else rows[-1]
     judged = ", ".join(f"{score} {last[score]:.1f}" for score in run.scores)
+    stopped = "" if ended(folder) else f" of {options['--epochs']}"
     cost = minutes(folder, int(rows[-1]["step"]) * int(options["--batch-size"]))
     return (
-        f"| {run.title} | {run.family} | {HEADS[options['--head']]} | {rows[-1]['step']:.0f} | {cost:.0f} "
-        f"| {run.scores[0]}: {quarters(rows, run.scores[0])} | **{judged}** |"
+        f"| {run.title} | {run.family} | {HEADS[options['--head']]} | {rows[-1]['epoch']:.0f}{stopped} | {cost:.0f} "
+        f"| {run.scores[0]}: {rising(rows, run.scores[0])} | **{judged}** |"
     )
 
 
 def picture(name: str, work: Path) -> str:
-    """The newest picture of a run, copied beside the page."""
+    """The newest picture of a run, copied beside the page; nothing if it has none."""
     pictures = sorted((work / name).glob("predictions/step-*.png")) + sorted((work / name).glob("pictures/step_*.png"))
-    target = DOCUMENT.with_name(f"dense_{name}.png")
-    shutil.copyfile(pictures[-1], target)
+    if not pictures:
+        return ""
+    target = DOCUMENT.with_name(f"dense_{name}.jpg")
+    Image.open(pictures[-1]).convert("RGB").save(target, quality=85)
     return f"![{RUNS[name].title}, {RUNS[name].family}: predictions]({target.name})"
 
 
@@ -171,19 +169,25 @@ def main() -> None:
     parser.add_argument("--runs", nargs="*", default=list(RUNS), choices=list(RUNS), metavar="NAME")
     args = parser.parse_args()
     data, work = args.data, args.work
-    for name in args.runs:
-        run = RUNS[name]
-        start = families.folders(run.family, work)[run.stage]
-        train(arguments(run, str(data / run.data), str(start)), work / name, threads=2)
-    ended = [name for name in RUNS if (work / name / "report.html").exists()]
+    starts = {name: families.folders(RUNS[name].family, work)[RUNS[name].stage] for name in args.runs}
+    train_all(
+        (
+            (arguments(RUNS[name], str(data / RUNS[name].data), str(start)), work / name)
+            for name, start in starts.items()
+        ),
+        args,
+    )
+    known = [name for name in RUNS if (work / name / "metrics.csv").exists()]
     baseline = majority(data / "camvid_240x180")
     text = TEXT.format(
-        rows="\n".join(row(name, work) for name in ended),
+        rows="\n".join(row(name, work) for name in known),
         miou=baseline["miou"],
         accuracy=baseline["pixel_accuracy"],
-        pictures="\n\n".join(picture(name, work) for name in ended),
+        machine=machines(work / name for name in known),
+        jobs=args.jobs,
+        pictures="\n\n".join(filter(None, (picture(name, work) for name in known))),
         commands="\n\n".join(
-            shlex.join(["visionmlp", "train", *arguments(RUNS[name], RUNS[name].data, "runs/START")]) for name in ended
+            shlex.join(["visionmlp", "train", *arguments(RUNS[name], RUNS[name].data, "runs/START")]) for name in known
         ),
     )
     print(text)
@@ -191,19 +195,20 @@ def main() -> None:
 
 
 TEXT = """Backbones are the smallest published variants, not narrowed, trained on 4,500 images of imagenette
-([families.md](families.md)); heads are narrow, 64 channels. Seed 0, two threads. Scores are percent. "held out" is the
-validation set after each quarter of the run; the last column is of the test set, on the weights that were best on the
+([families.md](families.md)); heads are narrow, 64 channels. Seed 0.
+{machine}; {jobs} runs shared it. Scores are percent. "held out" is the
+validation set, behind the epochs in brackets; the last column is of the test set, on the weights that were best on the
 validation set. The commonest class everywhere would have mIoU {miou:.1f} and pixel accuracy {accuracy:.1f} on CamVid's
 test set. "20 images" trains and scores on the same images: it shows that the detector can learn, nothing more.
 
-| data | backbone | head | steps | minutes | held out | test |
+| data | backbone | head | epochs | minutes | held out | test |
 |---|---|---|---|---|---|---|
 {rows}
 
 {pictures}
 
-`python benchmarks/dense_tasks.py --data FOLDER --work FOLDER` trains all of it and writes this part. One by one, from
-families.py's backbones:
+`python benchmarks/dense_tasks.py --data FOLDER --work FOLDER --jobs {jobs}` trains all of it and writes this
+part. One by one, from families.py's backbones:
 
 ```
 {commands}
