@@ -160,6 +160,17 @@ def test_checkpointing_neither_loses_nor_repeats_the_balance_loss() -> None:
         torch.testing.assert_close(gradients[1][name], value)
 
 
+def test_positions_begin_as_equal_maps() -> None:
+    torch.manual_seed(0)
+    block = visionmlp.create_model("sparsemlp_moe_s", depth=1, sparse_blocks=1, token_expansion=3).stages[0].blocks[0]
+    x = torch.randn(2, 14, 14, 512)
+    inside = block.enter(x)
+    expected = block.enter.channels(x).flatten(1, 2)
+    for copied in inside.chunk(3, dim=1):
+        torch.testing.assert_close(copied, expected)
+    torch.testing.assert_close(block.leave(inside), block.leave.channels(expected).view(2, 14, 14, 512))
+
+
 def test_initialisation_is_mixers() -> None:
     torch.manual_seed(0)
     model = visionmlp.create_model("sparsemlp_moe_s", depth=2, sparse_blocks=1)
@@ -167,7 +178,6 @@ def test_initialisation_is_mixers() -> None:
     layers = [
         (model.stem.proj, 768),
         (dense.spatial.fc1, 196),
-        (sparse.enter.tokens, 196),
         (sparse.leave.channels, 256),
         (sparse.spatial.moe.experts.fc1, 392),
         (sparse.spatial.moe.router.fc, 392),

@@ -9,11 +9,12 @@ from torch import Tensor, nn
 import visionmlp
 from tests.randomise import randomise
 from visionmlp.errors import InvalidConfig, SentenceTooLong, UnknownModel
-from visionmlp.layers.memory_attention import attend, keys_values
+from visionmlp.layers.memory_attention import attend, attention_weights, keys_values
 from visionmlp.layers.sequence_mixing import SequenceLinear
 from visionmlp.models.resmlp_seq2seq import extend_positions
 from visionmlp.models.transformer_seq2seq import sinusoids
 from visionmlp.models.translator import EOS, PAD, TRANSLATORS, Translator, create_translator
+from visionmlp.tasks.translate.figures import cross_attention
 
 NAMES = ("resmlp_seq2seq_test", "transformer_seq2seq_test")
 VOCABULARY = 19
@@ -232,3 +233,36 @@ def test_names_and_options() -> None:
             create_translator(name, vocab_size=VOCABULARY, **fields)
     with pytest.raises(InvalidConfig, match="vocab_size must be above 3"):
         create_translator("resmlp_seq2seq_test", vocab_size=3)
+
+
+def test_attention_weights_are_those_of_torch() -> None:
+    torch.manual_seed(0)
+    attention = nn.MultiheadAttention(12, 3, batch_first=True).double().eval()
+    randomise(attention, seed=1)
+    x, memory = torch.randn(2, 5, 12, dtype=torch.float64), torch.randn(2, 7, 12, dtype=torch.float64)
+    mask = torch.arange(7) < torch.tensor([[7], [4]])
+    with torch.no_grad():
+        weights = attention_weights(attention, x, keys_values(attention, memory), mask)
+        _, expected = attention(x, memory, memory, key_padding_mask=~mask, average_attn_weights=False)
+    torch.testing.assert_close(weights, expected, rtol=1e-12, atol=1e-12)
+    assert not weights[1, ..., 4:].any()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_shown_of_attention_is_what_the_decoder_does(name: str) -> None:
+    network = translator(name)
+    source, target = sentences([6])[0][None], started(sentences([4], seed=2))[0][None]
+    shown = cross_attention(network, source, target)
+    inputs = {}
+    for layer in network.decoder:
+        attention = layer.cross if name.startswith("resmlp") else layer.multihead_attn
+        asking = layer.norm_cross if name.startswith("resmlp") else layer.norm1
+        asking.register_forward_hook(lambda _, __, output, attention=attention: inputs.update({attention: output}))
+    with torch.no_grad():
+        memory = network.encode(source).states
+        network.decode(target, network.encode(source))
+        expected = [attention(x, memory, memory)[1][0] for attention, x in inputs.items()]
+    assert len(shown) == len(expected) == network.config.depth
+    for one, other in zip(shown, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(one.sum(1), torch.ones(4, dtype=torch.float64))

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -49,6 +50,18 @@ def attend(attention: nn.MultiheadAttention, x: Tensor, seen: KeysValues, mask: 
         dropout_p=attention.dropout if attention.training else 0.0,
     )
     return attention.out_proj(found.transpose(1, 2).reshape(rows, length, channels))
+
+
+def attention_weights(attention: nn.MultiheadAttention, x: Tensor, seen: KeysValues, mask: Tensor) -> Tensor:
+    """How much each position (B, T, C) takes from each that is looked at: (B, heads, T, S), rows of which sum to one.
+
+    Arguments are those of `attend`.
+    """
+    weight, bias = _parts(attention)
+    channels = x.shape[-1]
+    queries = _heads(F.linear(x, weight[:channels], bias[:channels]), attention.num_heads)
+    scores = queries @ seen.keys.mT * queries.shape[-1] ** -0.5
+    return scores.masked_fill(~mask[:, None, None], -torch.inf).softmax(-1)
 
 
 def _parts(attention: nn.MultiheadAttention) -> tuple[Tensor, Tensor]:

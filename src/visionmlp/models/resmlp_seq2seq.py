@@ -154,6 +154,10 @@ class ResMLPSeq2Seq(Translator):
             x = layer.behind_mixing(x, seen, state.mask)
         return self.project(self.decoder_norm(x))[:, 0], state._replace(past=tuple(past))
 
+    def cross_attentions(self) -> list[tuple[nn.Module, nn.MultiheadAttention]]:
+        """See `Translator.cross_attentions`."""
+        return [(layer.norm_cross, layer.cross) for layer in self._decoder_layers()]
+
     def _decoder_layers(self) -> list[DecoderLayer]:
         return [cast("DecoderLayer", layer) for layer in self.decoder]
 

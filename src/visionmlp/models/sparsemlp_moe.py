@@ -21,6 +21,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import ClassVar, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from visionmlp.errors import CheckpointError
@@ -262,6 +263,15 @@ class SparseBlock(Block):
         self.enter = RepresentIn(config)
         self.leave = RepresentOut(config)
 
+    @torch.no_grad()
+    def represent_equally(self) -> None:
+        """Let the S1 positions be equal copies of the map, and the map their mean."""
+        # random matrices would hide from the average behind the last block where something is
+        into, out = self.enter.tokens, self.leave.tokens
+        copies = torch.eye(into.in_features).repeat(into.out_features // into.in_features, 1)
+        into.weight.copy_(copies)
+        out.weight.copy_(copies.t() * into.in_features / into.out_features)
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to (B, H, W, C)."""
         return self.leave(super().forward(self.enter(x)))
@@ -322,6 +332,9 @@ class SparseMLP(FusibleBackbone):
             lecun_normal_(layer.weight, fan_in)
             if layer.bias is not None:  # routers have none
                 nn.init.zeros_(layer.bias)
+        for block in blocks:
+            if isinstance(block, SparseBlock):
+                block.represent_equally()
         if isinstance(self.head.fc, nn.Linear):
             self.init_classifier(self.head.fc)
 

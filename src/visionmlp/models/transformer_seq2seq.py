@@ -58,10 +58,9 @@ class TransformerSeq2Seq(Translator):
         heads = self.config.num_heads
         rows, _, channels = memory.states.shape
         empty = memory.states.new_empty(rows, heads, 0, channels // heads)
-        layers = [cast("nn.TransformerDecoderLayer", layer) for layer in self.decoder]
         return DecoderState(
-            past=(empty,) * (2 * len(layers)),
-            memory=tuple(keys_values(layer.multihead_attn, memory.states) for layer in layers),
+            past=(empty,) * (2 * self.config.depth),
+            memory=tuple(keys_values(layer.multihead_attn, memory.states) for layer in self._decoder_layers()),
             mask=memory.mask,
         )
 
@@ -81,6 +80,13 @@ class TransformerSeq2Seq(Translator):
             hidden = layer.dropout(layer.activation(layer.linear1(x)))  # type: ignore[operator] (a module or a function)
             x = layer.norm3(x + layer.dropout3(layer.linear2(hidden)))
         return self.project(x)[:, 0], state._replace(past=tuple(past))
+
+    def cross_attentions(self) -> list[tuple[nn.Module, nn.MultiheadAttention]]:
+        """See `Translator.cross_attentions`."""
+        return [(layer.norm1, layer.multihead_attn) for layer in self._decoder_layers()]
+
+    def _decoder_layers(self) -> list[nn.TransformerDecoderLayer]:
+        return [cast("nn.TransformerDecoderLayer", layer) for layer in self.decoder]
 
     def _placed(self, tokens: Tensor, first: int) -> Tensor:
         """Embeddings with their positions, the first of which is given."""

@@ -143,6 +143,10 @@ class Translator(nn.Module, abc.ABC):
             SentenceTooLong: beyond the model's length.
         """
 
+    @abc.abstractmethod
+    def cross_attentions(self) -> list[tuple[nn.Module, nn.MultiheadAttention]]:
+        """Of each decoder layer the module whose output asks, and the attention that answers."""
+
     def forward(self, source: Tensor, target: Tensor) -> Tensor:
         """(B, S) and (B, T) to logits (B, T, V), see `encode` and `decode`."""
         return self.decode(target, self.encode(source))

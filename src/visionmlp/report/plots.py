@@ -123,7 +123,7 @@ def run_curves(runs: Mapping[str, tuple[Rows, Rows]], path: Path, *, metric: str
         loss, quality = figure.subplots(1, 2)
         for index, (name, (training, evaluations)) in enumerate(runs.items()):
             look = {"color": RUN_COLOURS[index % 6], "linestyle": ("-", "--")[index // 6 % 2]}
-            printed = name.encode(errors="backslashreplace").decode().replace("$", r"\$")
+            printed = _plain(name)
             _draw(loss, curve(training, "loss"), **look, linewidth=1.1)
             _draw(quality, curve(evaluations, metric), **look, label=printed)
         loss.set(title="Training loss", xlabel="step", ylim=(0, None))
@@ -279,6 +279,32 @@ def influence_maps(panels: Mapping[str, Tensor], path: Path, *, decades: float =
         return save(figure, path)
 
 
+def attention_maps(panels: Mapping[str, Tensor], path: Path, *, rows: Sequence[str], columns: Sequence[str]) -> Path:
+    """What each row takes from each column, side by side, from 0 to 1.
+
+    Args:
+        panels: maps (rows, columns) by title.
+        path: PNG file to write.
+        rows: names, from above.
+        columns: names, from the left.
+
+    Raises:
+        MissingExtra: if matplotlib is not installed.
+        RunFolderError: if the file cannot be written.
+    """
+    image: Any = None
+    with style(**{"axes.grid": False, "axes.spines.top": True, "axes.spines.right": True}):
+        figure = new_figure(1.5 + len(panels) * (1.3 + 0.17 * len(columns)), 1.6 + 0.17 * len(rows))
+        all_axes = figure.subplots(1, len(panels), squeeze=False).flat
+        for axes, (title, values) in zip(all_axes, panels.items(), strict=True):
+            image = axes.imshow(values.detach().double().cpu().numpy(), cmap="viridis", vmin=0, vmax=1)
+            axes.set(title=title)
+            axes.set_xticks(range(len(columns)), [_plain(name) for name in columns], rotation=90, fontsize=7)
+            axes.set_yticks(range(len(rows)), [_plain(name) for name in rows], fontsize=7)
+        figure.colorbar(image, ax=list(figure.axes), fraction=0.02, pad=0.01, label="share")
+        return save(figure, path)
+
+
 def style(**changes: Any) -> Any:
     """The look of all figures, as a context; ``changes`` are matplotlib's settings."""
     return require("matplotlib", extra="plots").rc_context({**_STYLE, **changes})
@@ -287,6 +313,11 @@ def style(**changes: Any) -> Any:
 def new_figure(width: float, height: float) -> "Figure":
     """An empty figure, in inches."""
     return require("matplotlib.figure", extra="plots").Figure(figsize=(width, height), dpi=160, layout="constrained")
+
+
+def _plain(name: str) -> str:
+    """A name that matplotlib neither refuses nor takes for a formula."""
+    return name.encode(errors="backslashreplace").decode().replace("$", r"\$")
 
 
 def _frame(row: int, column: int) -> Any:

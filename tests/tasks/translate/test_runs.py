@@ -96,8 +96,8 @@ def test_copying_is_learned(data: Path, tmp_path: Path) -> None:
 def test_what_a_run_leaves(trained: Path, data: Path) -> None:
     assert {path.name for path in trained.iterdir()} == {
         *("checkpoints", "config.yaml", "curves.png", "data.json", "environment.json", "metrics.csv"),
-        *("model.safetensors", "positions.png", "report.html", "samples", "tokenizer.model", "train.csv"),
-        "translations.txt",
+        *("model.safetensors", "attention.png", "positions.png", "report.html", "samples", "tokenizer.model"),
+        *("train.csv", "translations.txt"),
     }
     assert list(Table(trained / "metrics.csv").rows()[0])[:4] == ["step", "epoch", "bleu", "chrf"]
     assert "tokens_per_second" in Table(trained / "train.csv").rows()[0]

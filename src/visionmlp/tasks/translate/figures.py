@@ -2,17 +2,20 @@
 
 from pathlib import Path
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from visionmlp.engine.run_folder import RunFolder, best_row
 from visionmlp.files import write_beside, writing
+from visionmlp.layers.memory_attention import attention_weights, keys_values
 from visionmlp.models.resmlp_seq2seq import ResMLPSeq2Seq
-from visionmlp.models.translator import Translator
+from visionmlp.models.translator import EOS, Translator
 from visionmlp.models.translator_files import load_translator
 from visionmlp.report.page import write_page
-from visionmlp.report.plots import influence_maps, learning_curves
+from visionmlp.report.plots import attention_maps, influence_maps, learning_curves
 from visionmlp.tasks.translate.data import Corpus
 from visionmlp.tasks.translate.metrics import TranslationMetric
+from visionmlp.tasks.translate.tokenizer import Tokenizer
 
 SAMPLES = "samples"
 """Folder of translations in a run."""
@@ -54,6 +57,46 @@ def position_maps(network: Translator) -> dict[str, Tensor]:
     return {title: layers[number].mixing.matrix(size).detach().abs() for title, number in chosen.items()}
 
 
+@torch.inference_mode()
+def cross_attention(network: Translator, source: Tensor, target: Tensor) -> list[Tensor]:
+    """What each layer of the decoder takes from the source, mean over heads.
+
+    Args:
+        network: in evaluation.
+        source: (1, S), ended.
+        target: (1, T), begun with the end symbol.
+
+    Returns:
+        (T, S) for each layer, rows of which sum to one.
+    """
+    asked: dict[nn.Module, Tensor] = {}
+
+    def keep(module: nn.Module, _: object, output: Tensor) -> None:
+        asked[module] = output
+
+    layers = network.cross_attentions()
+    hooks = [asking.register_forward_hook(keep) for asking, _ in layers]
+    try:
+        memory = network.encode(source)
+        network.decode(target, memory)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [
+        attention_weights(attention, asked[asking], keys_values(attention, memory.states), memory.mask)[0].mean(0)
+        for asking, attention in layers
+    ]
+
+
+def _attention_figure(network: Translator, tokenizer: Tokenizer, source: str, translation: str, path: Path) -> Path:
+    """The first and the last layer's, of one sentence."""
+    most = min(_SHOWN_POSITIONS, network.config.max_length) - 1
+    ids, said = ([*tokenizer.encode(text)[:most], EOS] for text in (source, translation))
+    maps = cross_attention(network.eval(), torch.tensor([ids]), torch.tensor([[EOS, *said[:-1]]]))
+    names = {f"decoder {number + 1}": maps[number] for number in (0, len(maps) - 1)}
+    return attention_maps(names, path, rows=tokenizer.pieces(said), columns=tokenizer.pieces(ids))
+
+
 def write_report(folder: Path) -> Path:
     """Write the figures and ``report.html`` into the folder of a run, from what lies in it.
 
@@ -68,7 +111,7 @@ def write_report(folder: Path) -> Path:
             training, evaluations, folder / "curves.png", metric="bleu", title="BLEU, held out"
         )
     }
-    network, _ = load_translator(folder)
+    network, info = load_translator(folder)
     if maps := position_maps(network):
         figures["What positions take from each other"] = influence_maps(maps, folder / "positions.png")
     best = best_row(evaluations, "bleu")
@@ -85,6 +128,10 @@ def write_report(folder: Path) -> Path:
             }
             for block in blocks
         ]
+        first = next(iter(tables.values()))[0]
+        figures["What the translation takes from the source"] = _attention_figure(
+            network, Tokenizer(info.tokenizer), first["source"], first["translation"], folder / "attention.png"
+        )
     return write_page(
         folder,
         title=f"{config['model']}, {config['source']} to {config['target']}, {config['data']}",
