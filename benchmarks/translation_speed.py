@@ -99,6 +99,7 @@ def main() -> None:
             rows="\n".join(lines),
             csv=table.name,
             threads=args.threads,
+            rounds=args.rounds,
         ),
     )
 
@@ -111,7 +112,8 @@ Transformer.
 |---|---|---|---|---|---|---|
 {rows}
 
-Made from [{csv}]({csv}) by `python benchmarks/translation_speed.py --threads {threads}`.
+Made from [{csv}]({csv}) by `python benchmarks/translation_speed.py --threads {threads} --size {size} --rounds
+{rounds}`.
 """
 
 

@@ -51,7 +51,11 @@ class PackOptions:
 class TrainTokenizerOptions:
     """Options of ``train-tokenizer``."""
 
-    data: str = option("folder with parallel text, as in train --task translate", metavar="FOLDER", positional=True)
+    data: str = option(
+        "folder with parallel text, or hfds/NAME, as in train --task translate", metavar="DATA", positional=True
+    )
+    data_root: Path | None = option("where a relative folder starts, or hfds datasets lie", None, metavar="FOLDER")
+    download: bool = option("fetch a dataset hfds/NAME that is not there; otherwise nothing is fetched", False)
     source: str = option("one language, as files are called", "en")
     target: str = option("the other", "de")
     split: str = option("name of the files to learn from", "train")

@@ -17,7 +17,15 @@ def train_tokenizer(options: TrainTokenizerOptions) -> int:
     from visionmlp.tasks.translate.tokenizer import train_tokenizer
 
     with beside(options.output, force=options.force, suffix=".model") as partial:
-        corpus = open_corpus(options.data, options.split, options.source, options.target).first(options.max_pairs)
+        whole = open_corpus(
+            options.data,
+            options.split,
+            options.source,
+            options.target,
+            root=options.data_root,
+            download=options.download,
+        )
+        corpus = whole.first(options.max_pairs)
         tokenizer = train_tokenizer([*corpus.source, *corpus.target], options.vocab_size)
         partial.write_bytes(tokenizer.model)
     count, tokens = len(corpus), sum(len(tokenizer.encode(text)) for text in (*corpus.source, *corpus.target))

@@ -2,7 +2,7 @@
 
 import contextlib
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -11,6 +11,7 @@ from PIL import Image
 from timm.data import create_dataset
 from torchvision.datasets import ImageNet, Places365
 
+from visionmlp.data.hugging_face import offline
 from visionmlp.data.labelled import LabelledImages
 from visionmlp.data.splits import TRAIN_NAMES, split_names
 from visionmlp.errors import DataError, first_line, require
@@ -101,7 +102,7 @@ class HuggingFaceSource(_PublishedOrder):
         require("datasets", extra="hfds")
         for name in split_names(split):
             try:
-                with contextlib.nullcontext() if download else _offline():
+                with contextlib.nullcontext() if download else offline():
                     dataset: Any = create_dataset(data, root=str(root) if root else None, split=name)
                 break
             except ValueError as error:
@@ -138,20 +139,3 @@ class HuggingFaceSource(_PublishedOrder):
         """The encoded image."""
         with self.reader[index][0] as file:
             return io.BytesIO(file.read())
-
-
-@contextlib.contextmanager
-def _offline() -> Iterator[None]:
-    """Keep Hugging Face's libraries from the network; their switches are read from the environment only once."""
-    settings = [
-        (require("huggingface_hub.constants", extra="hfds"), "HF_HUB_OFFLINE"),
-        (require("datasets.config", extra="hfds"), "HF_HUB_OFFLINE"),
-    ]
-    before = [vars(module).get(name, False) for module, name in settings]
-    for module, name in settings:
-        setattr(module, name, True)
-    try:
-        yield
-    finally:
-        for (module, name), value in zip(settings, before, strict=True):
-            setattr(module, name, value)

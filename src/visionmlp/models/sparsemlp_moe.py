@@ -10,7 +10,8 @@ reconstructions, named after Mixer-S/16, B/16 and L/16. Known: S1 = 2S, C1 = C/2
 for a channel and two for a position, the last 2 or 4 blocks. Chosen here, so that there are fewer parameters and
 operations than in the dense model, as the abstract says: the experts of a channel mixing divide the hidden units of the
 dense MLP among themselves; those of a token mixing divide twice as many, as more token experts help and more channel
-experts overfit. Channels are re-represented where there are fewer positions, which is cheaper.
+experts overfit. Channels are re-represented where there are fewer positions, which is cheaper. Positions begin as equal
+copies of the map, and the map as their mean, as `models.upcycling` has them.
 
 Layout (B, H, W, C); within a Sparse block (B, S1, C1).
 """

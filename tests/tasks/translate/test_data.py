@@ -1,7 +1,10 @@
 """Parallel text and batches: every line is there once, what cannot be used is named, padding is little."""
 
+import contextlib
 import gzip
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ import torch
 
 from visionmlp.errors import DataError
 from visionmlp.models.translator import EOS, PAD
+from visionmlp.tasks.translate import hugging_face
 from visionmlp.tasks.translate.batching import Batches, EvaluationBatches, TrainingBatches, batches_of
 from visionmlp.tasks.translate.data import RunCorpora, open_corpus, usable
 from visionmlp.tasks.translate.tokenizer import Tokenizer, train_tokenizer
@@ -221,3 +225,51 @@ def test_other_tokenizers(tokenizer: Tokenizer, tmp_path: Path) -> None:
         train_tokenizer(["a"], 260)
     with pytest.raises(DataError, match="cannot make a vocabulary of 5000"):
         train_tokenizer(["a b c"], 5000)
+
+
+class Table:
+    """What `datasets.load_dataset` returns, as far as it is used."""
+
+    def __init__(self, columns: dict[str, list[Any]]) -> None:
+        self.columns, self.column_names = columns, list(columns)
+
+    def __getitem__(self, name: str) -> list[Any]:
+        return self.columns[name]
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, str | None, str], Table]:
+    """Datasets by name, configuration and split."""
+    tables: dict[tuple[str, str | None, str], Table] = {}
+
+    def load(name: str, configuration: str | None, *, split: str, cache_dir: str | None) -> Table:
+        assert cache_dir in (None, "here")
+        if not any(key[0] == name for key in tables):
+            raise ConnectionError("no network\nat all")
+        if (name, configuration, split) not in tables:
+            raise ValueError(f"Unknown split {split!r}.")
+        return tables[name, configuration, split]
+
+    monkeypatch.setattr(hugging_face, "require", lambda *_, **__: SimpleNamespace(load_dataset=load))
+    monkeypatch.setattr(hugging_face, "offline", contextlib.nullcontext)
+    return tables
+
+
+def test_pairs_of_hugging_faces_library(hub) -> None:
+    hub["m", None, "train"] = Table({"de": ["ein Hund", "zwei"], "en": ["a\ndog", "two"]})
+    hub["w", "de-en", "validation"] = Table({"translation": [{"de": "drei", "en": "three"}]})
+    corpus = open_corpus("hfds/m", "train", "en", "de")
+    assert (corpus.source, corpus.target) == (["a dog", "two"], ["ein Hund", "zwei"])
+    assert open_corpus("hfds/w:de-en", "val", "de", "en", root=Path("here")).source == ["drei"]
+    for data, split, message in (
+        ("hfds/m", "test", "hfds/m has no split test"),
+        ("hfds/x", "train", "hfds/x cannot be opened: no network; --download fetches it"),
+    ):
+        with pytest.raises(DataError, match=message):
+            open_corpus(data, split, "en", "de")
+    hub["m", None, "val"] = Table({"en": ["a"], "fr": ["un"]})
+    with pytest.raises(DataError, match="has the columns en, fr, not en and de, nor translation"):
+        open_corpus("hfds/m", "val", "en", "de")
+    hub["w", "de-en", "train"] = Table({"translation": [{"de": "a", "en": "b"}, {"de": None, "en": "c"}]})
+    with pytest.raises(DataError, match="hfds/w:de-en, train, pair 2, has no text in de"):
+        open_corpus("hfds/w:de-en", "train", "en", "de")

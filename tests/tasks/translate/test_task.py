@@ -1,7 +1,9 @@
 """The loss against its formula, padding without a gradient, scores against their definitions, merging."""
 
+import dataclasses
 import math
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import sacrebleu
@@ -11,6 +13,7 @@ from tests.models.test_translator import padded, sentences, translator
 from visionmlp.engine.processes import Processes
 from visionmlp.models.translator import EOS, PAD
 from visionmlp.tasks.translate.batching import Batches
+from visionmlp.tasks.translate.config import TranslateConfig
 from visionmlp.tasks.translate.metrics import TranslationMetric, bleu, tokenised_bleu, with_split_hyphens
 from visionmlp.tasks.translate.task import smoothed_loss
 
@@ -110,3 +113,15 @@ def test_a_metric_adds_up_whatever_is_with_whom() -> None:
     assert numbers["perplexity"] == pytest.approx(math.exp(numbers["loss"]))
     assert numbers["bleu"] == bleu(HYPOTHESES, REFERENCES).score
     assert parts.pairs() == (HYPOTHESES, REFERENCES)
+
+
+@pytest.mark.parametrize(
+    ("given", "steps", "epochs"),
+    [({}, 1000, 0), ({"warmup_epochs": 2.0}, None, 2), ({"warmup_steps": 7}, 7, 0), ({"warmup_steps": 0}, 0, 0)],
+)
+def test_warm_up_is_that_which_is_given(given: dict, steps: int | None, epochs: float, tmp_path: Path) -> None:
+    config = TranslateConfig(model="resmlp_seq2seq_test", data="x", output=tmp_path, schedule="constant", **given)
+    assert (config.warmup_steps, config.warmup_epochs) == (steps, epochs)
+    assert (
+        TranslateConfig(**{field.name: getattr(config, field.name) for field in dataclasses.fields(config)}) == config
+    )

@@ -30,11 +30,20 @@ class TranslateConfig(TrainingConfig):
 
     data: str = dataclasses.field(
         metadata=about(
-            "folder with train.en and train.de, val.en and so on, or one file of both with tabs between; also .gz",
+            "folder with train.en and train.de, val.en and so on, or one file of both with tabs between; also .gz; or "
+            "hfds/NAME, hfds/NAME:CONFIGURATION",
             "data",
         )
     )
-    data_root: Path | None = option(None, "where a relative data folder starts", group="data", may_change=True)
+    data_root: Path | None = option(
+        None, "where a relative data folder starts, or hfds datasets lie", group="data", may_change=True
+    )
+    download: bool = option(
+        False,
+        "fetch a dataset hfds/NAME that is not there; otherwise nothing is fetched",
+        group="data",
+        may_change=True,
+    )
     source: str = option("en", "language that is translated, as files are called", group="data")
     target: str = option("de", "language that it is translated to", group="data")
     valid: str = option("val", "name of the files to evaluate on, such as newstest2013", group="data")
@@ -61,7 +70,11 @@ class TranslateConfig(TrainingConfig):
         "how the learning rate falls, at every step; inverse_sqrt as lr * sqrt(warm-up / step)",
         group="optimisation",
     )
-    warmup_steps: int | None = option(1000, "of linear rise to lr", group="optimisation")
+    warmup_steps: int | None = option(
+        None,
+        "of linear rise to lr, in place of warmup_epochs; 1000 where neither is given",
+        group="optimisation",
+    )
     warmup_lr: float = option(1e-7, "learning rate that warm-up starts from", group="optimisation")
     optimizer_args: dict[str, Any] = dataclasses.field(
         default_factory=dict,
@@ -73,6 +86,8 @@ class TranslateConfig(TrainingConfig):
     shown: int = option(5, "translations that each evaluation writes down", group="evaluation", may_change=True)
 
     def __post_init__(self) -> None:
+        if self.warmup_steps is None and not self.warmup_epochs:
+            object.__setattr__(self, "warmup_steps", 1000)
         super().__post_init__()
         for name in ("vocab_size", "max_tokens", "eval_beam", "eval_tokens"):
             self.require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")

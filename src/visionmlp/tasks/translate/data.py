@@ -12,6 +12,7 @@ import numpy as np
 
 from visionmlp.errors import DataError
 from visionmlp.models.translator import EOS
+from visionmlp.tasks.translate.hugging_face import PREFIX, read_pairs
 from visionmlp.tasks.translate.tokenizer import Tokenizer
 
 _SUFFIXES = ("", ".gz")
@@ -65,20 +66,29 @@ class RunCorpora:
         return None if before["tokenizer"] == self.tokenizer else "the tokenizer is another one"
 
 
-def open_corpus(folder: str | Path, split: str, source: str, target: str) -> Corpus:
+def open_corpus(
+    data: str | Path, split: str, source: str, target: str, *, root: Path | None = None, download: bool = False
+) -> Corpus:
     """The sentences of a split.
 
     Args:
-        folder: with ``SPLIT.en`` and ``SPLIT.de``, or ``SPLIT.en-de.en`` and ``SPLIT.en-de.de``, or ``SPLIT.en-de.tsv``
-            (``SPLIT.tsv``) whose first column is the first language of the name; each perhaps with ``.gz``.
+        data: ``hfds/NAME``, see `visionmlp.tasks.translate.hugging_face`; or a folder with ``SPLIT.en`` and
+            ``SPLIT.de``, or ``SPLIT.en-de.en`` and ``SPLIT.en-de.de``, or ``SPLIT.en-de.tsv`` (``SPLIT.tsv``) whose
+            first column is the first language of the name; each perhaps with ``.gz``.
         split: its name in the files.
         source: language, as in the names.
         target: language.
+        root: where datasets lie; a relative folder starts here.
+        download: whether ``hfds/NAME`` may be fetched.
 
     Raises:
+        MissingExtra: for ``hfds/NAME`` without datasets.
         DataError: for files that are not there, of different lengths, or no UTF-8; naming file and line.
     """
-    folder = Path(folder)
+    if str(data).startswith(PREFIX):
+        sides = read_pairs(str(data), split, source, target, root=root, download=download)
+        return _corpus(f"{data} ({split})", *sides)
+    folder = (root or Path()) / data
     if not folder.is_dir():
         raise DataError(f"{folder} is no folder; --data takes one with {split}.{source} and {split}.{target}")
     pairs = [split, f"{split}.{source}-{target}", f"{split}.{target}-{source}"]

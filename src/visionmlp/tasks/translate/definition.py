@@ -22,6 +22,7 @@ class TranslateEvalOptions:
     threads: int | None = option("CPU threads; default: PyTorch's choice", None)
     data: str | None = option("folder with parallel text, as in training; default: that of the run", None)
     data_root: Path | None = option("where a relative folder starts", None, metavar="FOLDER")
+    download: bool = option("fetch a dataset hfds/NAME that is not there; otherwise nothing is fetched", False)
     split: str = option("name of the files, such as test_2016_flickr; default: the run's validation set", "")
     beam: int = option("hypotheses of a sentence that are followed", 4)
     length_penalty: float = option("exponent of the length that log-probabilities are divided by", 1.0)

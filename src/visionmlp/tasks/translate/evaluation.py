@@ -113,4 +113,4 @@ def _corpus(options: TranslateEvalOptions, languages: tuple[str, str] | None) ->
         split = "val" if config is None else config.valid
     if languages is None:
         raise InvalidConfig(f"{options.model} does not say its languages, so its files cannot be found")
-    return open_corpus(data if root is None else root / data, split, *languages)
+    return open_corpus(data, split, *languages, root=root, download=options.download)

@@ -67,9 +67,9 @@ def open_data(config: TranslateConfig) -> _Text:
     Raises:
         DataError: if they are not there or cannot be read.
     """
-    folder = config.data if config.data_root is None else config.data_root / config.data
     training, evaluation = (
-        open_corpus(folder, split, config.source, config.target) for split in ("train", config.valid)
+        open_corpus(config.data, split, config.source, config.target, root=config.data_root, download=config.download)
+        for split in ("train", config.valid)
     )
     return _Text(training.first(config.max_pairs), evaluation)
 
