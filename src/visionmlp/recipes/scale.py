@@ -20,7 +20,7 @@ ConfigT = TypeVar("ConfigT", bound=TrainingConfig)
 ImageConfigT = TypeVar("ImageConfigT", bound=ImageTrainingConfig)
 
 _SMALL_SIZE = 32
-# by family: a published model, and widths of 0.3 to 1.5 million parameters at 32 pixels, as in docs/results/families.md
+# by family: a published model, and widths of 0.3 to 1.5 million parameters at 32 pixels
 _SMALL_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "repmlpnet": ("repmlpnet_cifar", {"channels": 32, "blocks": (2, 2), "share_sets": (8, 32)}),
     "resmlp": ("resmlp_s12", {"patch_size": 4, "dim": 96, "depth": 4}),
