@@ -1,6 +1,5 @@
 """Datasets with a name: scikit-learn's digits, torchvision's and Hugging Face's, the latter two by timm's names."""
 
-import contextlib
 import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -11,10 +10,10 @@ from PIL import Image
 from timm.data import create_dataset
 from torchvision.datasets import ImageNet, Places365
 
-from visionmlp.data.hugging_face import offline
+from visionmlp.data.hugging_face import open_split
 from visionmlp.data.labelled import LabelledImages
 from visionmlp.data.splits import TRAIN_NAMES, split_names
-from visionmlp.errors import DataError, first_line, require
+from visionmlp.errors import DataError, require
 
 TORCH_NAMES = ("cifar10", "cifar100", "fashion_mnist", "imagenet", "kmnist", "mnist", "places365", "qmnist")
 
@@ -100,19 +99,13 @@ class HuggingFaceSource(_PublishedOrder):
 
     def __init__(self, data: str, root: Path | None, split: str, download: bool) -> None:
         require("datasets", extra="hfds")
-        for name in split_names(split):
-            try:
-                with contextlib.nullcontext() if download else offline():
-                    dataset: Any = create_dataset(data, root=str(root) if root else None, split=name)
-                break
-            except ValueError as error:
-                if "split" not in str(error).lower():
-                    raise DataError(f"{data} cannot be opened: {first_line(error)}") from error
-            except (OSError, RuntimeError) as error:
-                hint = "" if download else "; set download to fetch it"
-                raise DataError(f"{data} cannot be opened: {first_line(error)}{hint}") from error
-        else:
-            raise DataError(f"{data} has no split {' or '.join(split_names(split))}")
+        dataset, name = open_split(
+            data,
+            split_names(split),
+            lambda name: create_dataset(data, root=str(root) if root else None, split=name),
+            download=download,
+            hint="set download to fetch it",
+        )
         self.data, self.reader = data, dataset.reader
         # a split without classes has -1, or nothing
         labels = [-1 if target is None else int(target) for target in self.reader.iter_targets()]

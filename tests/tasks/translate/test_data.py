@@ -251,7 +251,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, str | None, str], Ta
         return tables[name, configuration, split]
 
     monkeypatch.setattr(hugging_face, "require", lambda *_, **__: SimpleNamespace(load_dataset=load))
-    monkeypatch.setattr(hugging_face, "offline", contextlib.nullcontext)
+    monkeypatch.setattr("visionmlp.data.hugging_face.offline", contextlib.nullcontext)
     return tables
 
 

@@ -1,11 +1,10 @@
 """Parallel text of Hugging Face ``datasets``: ``hfds/NAME``, or ``hfds/NAME:CONFIGURATION``."""
 
-import contextlib
 from pathlib import Path
 from typing import Any
 
-from visionmlp.data.hugging_face import offline
-from visionmlp.errors import DataError, first_line, require
+from visionmlp.data.hugging_face import open_split
+from visionmlp.errors import DataError, require
 
 PREFIX = "hfds/"
 
@@ -29,21 +28,14 @@ def read_pairs(
     """
     library: Any = require("datasets", extra="hfds")
     name, _, configuration = data.removeprefix(PREFIX).partition(":")
-    for wanted in (split, "validation") if split == "val" else (split,):
-        try:
-            with contextlib.nullcontext() if download else offline():
-                table = library.load_dataset(
-                    name, configuration or None, split=wanted, cache_dir=None if root is None else str(root)
-                )
-            break
-        except ValueError as error:
-            if "split" not in str(error).lower():
-                raise DataError(f"{data} cannot be opened: {first_line(error)}") from error
-        except (OSError, RuntimeError) as error:
-            hint = "" if download else "; --download fetches it"
-            raise DataError(f"{data} cannot be opened: {first_line(error)}{hint}") from error
-    else:
-        raise DataError(f"{data} has no split {split}; --valid and --split take the dataset's own names")
+    cache = None if root is None else str(root)
+    table, found = open_split(
+        data,
+        (split, "validation") if split == "val" else (split,),
+        lambda wanted: library.load_dataset(name, configuration or None, split=wanted, cache_dir=cache),
+        download=download,
+        hint="--download fetches it",
+    )
     names = table.column_names
     if "translation" in names:
         rows = [row or {} for row in table["translation"]]
@@ -56,6 +48,6 @@ def read_pairs(
     for language, column, side in zip((source, target), columns, sides, strict=True):
         for number, text in enumerate(column):
             if not isinstance(text, str):
-                raise DataError(f"{data}, {wanted}, pair {number + 1}, has no text in {language}")
+                raise DataError(f"{data}, {found}, pair {number + 1}, has no text in {language}")
             side.append(text.replace("\n", " "))
     return sides[0], sides[1]
