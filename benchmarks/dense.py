@@ -102,7 +102,7 @@ def resident() -> float:
     if status.exists():  # getrusage's value begins with that of the process which started this one
         (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # bytes on macOS
 
 
 def whole_image(name: str, size: tuple[int, int], seconds: float, threads: int) -> dict[str, float]:

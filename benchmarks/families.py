@@ -3,8 +3,8 @@
     python benchmarks/families.py --data IMAGENETTE_FOLDER --work FOLDER
 
 Each model trains at half the size, then goes on at the whole: 64 and 128 pixels, or 70 and 126 where patches ask for
-it. A quarter of an hour on a large GPU with ``--jobs 9``, a night on two CPU cores; a run that was stopped goes on, one
-that has ended is not repeated. When all have ended, docs/results/families.md and its figure are written.
+it. Minutes on a large GPU with ``--jobs 9``, more than a day on two CPU cores; a run that was stopped goes on, one that
+has ended is not repeated. When all have ended, docs/results/families.md and its figure are written.
 """
 
 import concurrent.futures

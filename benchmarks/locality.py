@@ -3,8 +3,8 @@
     python benchmarks/locality.py --data IMAGENETTE_FOLDER --work FOLDER
 
 RepMLPNet's Table 5 on imagenette at 64 pixels, with narrow models. Both arms of a model share everything but the
-branches. A quarter of an hour on a large GPU with ``--jobs 18``, a night on two CPU cores; a run that was stopped goes
-on, one that has ended is not repeated. When all have ended, docs/results/locality.md and its figure are written.
+branches. Minutes on a large GPU with ``--jobs 18``, many hours on two CPU cores; a run that was stopped goes on, one
+that has ended is not repeated. When all have ended, docs/results/locality.md and its figure are written.
 """
 
 import itertools
@@ -109,8 +109,8 @@ def main() -> None:
 TEXT = """# Locality Injection: with and without branches
 
 RepMLPNet's Table 5 in small: imagenette (4,500 training images, ten classes) at 64 pixels, narrow models on 8x8 and
-16x16 maps, {epochs} epochs, three seeds for each arm. The arms of a model differ in nothing but the branches. Top-1 is
-of the last epoch on all 1,500 validation images; nothing was selected on them; mean ± standard deviation over seeds.
+16x16 maps, {epochs} epochs, as many seeds for each arm as there are gains. The arms of a model
+differ in nothing but the branches. Top-1 is of the last epoch on all 1,500 validation images; nothing was selected on them; mean ± standard deviation over seeds.
 {machine}; {jobs} runs shared it.
 The deploy forms of both arms are of one shape and speed: the branches are merged into the matrices.
 

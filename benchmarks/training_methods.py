@@ -3,9 +3,9 @@
     python benchmarks/training_methods.py --data IMAGENETTE_FOLDER --work FOLDER
 
 The supervised student is the ResMLP of locality.py without branches, and the teacher the Hire-MLP T of families.py
-behind its small size: with the same --work their runs are taken, otherwise made. A quarter of an hour on a large GPU
-with ``--jobs 18``, a night on two CPU cores; a run that was stopped goes on, one that has ended is not repeated. When
-all have ended, docs/results/training.md and its figure are written.
+behind its small size: with the same --work their runs are taken, otherwise made. Minutes on a large GPU
+with ``--jobs 18``, many hours on two CPU cores; a run that was stopped goes on, one that has ended is not repeated.
+When all have ended, docs/results/training.md and its figure are written.
 """
 
 import json
@@ -75,18 +75,8 @@ def untrained(data: Path) -> float:
     with tempfile.TemporaryDirectory() as folder:
         weights = f"{folder}/fresh.safetensors"
         visionmlp.save_checkpoint(weights, model)
-        command = [
-            sys.executable,
-            "-m",
-            "visionmlp",
-            "eval",
-            weights,
-            "--protocol",
-            "knn",
-            "--data",
-            str(data),
-            "--json",
-        ]
+        command = [sys.executable, "-m", "visionmlp", "eval", weights, "--data", str(data)]
+        command += ["--protocol", "knn", "--json"]
         return float(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)["knn"])
 
 

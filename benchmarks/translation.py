@@ -2,7 +2,7 @@
 
     python benchmarks/translation.py --data MULTI30K_FOLDER --work FOLDER
 
-Below an hour each on two CPU cores, or minutes on a GPU; a run that was stopped goes on, one that has ended is not
+An hour or two each on a CPU core, or minutes on a GPU; a run that was stopped goes on, one that has ended is not
 repeated. Writes the part "multi30k" of docs/results/translation.md, between its markers, and its figure.
 """
 

@@ -255,9 +255,10 @@ def test_what_is_shown_of_attention_is_what_the_decoder_does(name: str) -> None:
     shown = cross_attention(network, source, target)
     inputs = {}
     for layer in network.decoder:
-        attention = layer.cross if name.startswith("resmlp") else layer.multihead_attn
-        asking = layer.norm_cross if name.startswith("resmlp") else layer.norm1
-        asking.register_forward_hook(lambda _, __, output, attention=attention: inputs.update({attention: output}))
+        if name.startswith("resmlp"):
+            layer.norm_cross.register_forward_hook(lambda _, __, x, own=layer.cross: inputs.update({own: x}))
+        else:  # torch's layer calls it
+            layer.multihead_attn.register_forward_pre_hook(lambda own, given: inputs.update({own: given[0]}))
     with torch.no_grad():
         memory = network.encode(source).states
         network.decode(target, network.encode(source))

@@ -272,6 +272,8 @@ class SparseBlock(Block):
         copies = torch.eye(into.in_features).repeat(into.out_features // into.in_features, 1)
         into.weight.copy_(copies)
         out.weight.copy_(copies.t() * into.in_features / into.out_features)
+        for layer in (into, out):
+            layer.bias.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to (B, H, W, C)."""

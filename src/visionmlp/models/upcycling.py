@@ -89,9 +89,7 @@ def _start(block: SparseBlock, dense: MixerBlock, expansion: int) -> None:
     assert isinstance(block.norm2, nn.LayerNorm)
     directions = _directions(dense.channel, block.norm1.normalized_shape[0])
 
-    equal = torch.eye(dense.spatial.fc2.out_features, dtype=torch.float64).repeat(expansion, 1)
-    _set(block.enter.tokens, equal)
-    _set(block.leave.tokens, equal.t() / expansion)
+    block.represent_equally()
     _set(block.enter.channels, directions)
     _set(block.leave.channels, directions.t())
 
