@@ -110,7 +110,8 @@ TEXT = """# Locality Injection: with and without branches
 
 RepMLPNet's Table 5 in small: imagenette (4,500 training images, ten classes) at 64 pixels, narrow models on 8x8 and
 16x16 maps, {epochs} epochs, as many seeds for each arm as there are gains. The arms of a model
-differ in nothing but the branches. Top-1 is of the last epoch on all 1,500 validation images; nothing was selected on them; mean ± standard deviation over seeds.
+differ in nothing but the branches. Top-1 is of the last epoch on all 1,500 validation images; nothing was selected on
+them; mean ± standard deviation over seeds.
 {machine}; {jobs} runs shared it.
 The deploy forms of both arms are of one shape and speed: the branches are merged into the matrices.
 
