@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.tasks.detect.scenes import make_scenes
+from tests.tasks.segment.trees import camvid_tree
 from visionmlp.cli import main
 
 
@@ -64,3 +66,65 @@ def test_a_folder_of_classes_alone(data: Path, capsys) -> None:
 def test_a_dataset_that_is_not_there_is_one_line(tmp_path: Path, capsys) -> None:
     assert main(["check-data", str(tmp_path / "nowhere")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_objects_of_coco(tmp_path: Path, capsys) -> None:
+    make_scenes(tmp_path, "train", 4, seed=0)
+    make_scenes(tmp_path, "val", 2, seed=1)
+    content = json.loads((tmp_path / "train.json").read_text())
+    first, second, third = (tmp_path / image["file_name"] for image in content["images"][:3])
+    second.write_bytes(first.read_bytes())
+    third.write_bytes(third.read_bytes()[:60])
+    assert main(["check-data", str(tmp_path), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["task"] == "detect"
+    train, val = report["splits"]["train.json"], report["splits"]["val.json"]
+    assert (train["images"], val["images"], train["counted"], train["without_classes"]) == (4, 2, "objects", 1)
+    used = {image["id"] for image in content["images"][:2]}
+    objects = [one for one in content["annotations"] if one["image_id"] in used and not one.get("iscrowd")]
+    assert sum(train["per_class"].values()) == len(objects) > 0
+    assert list(train["broken"]) == [str(third)]
+    assert report["duplicates"] == report["contradictions"] == [[str(first), str(second)]]
+    assert main(["check-data", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "the same pixels with other objects: 1" in out
+    assert "train.json: images with nothing of any class: 1" in out
+
+
+def test_masks(tmp_path: Path, capsys) -> None:
+    camvid_tree(tmp_path, train=3, val=2)
+    images = tmp_path / "train"
+    mask = tmp_path / "train_labels" / "001.png"
+    Image.fromarray(np.full((40, 48), 77, np.uint8)).save(mask)
+    (images / "002.png").write_bytes((images / "000.png").read_bytes())
+    assert main(["check-data", str(tmp_path), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["task"] == "segment"
+    train = report["splits"]["train"]
+    labels = np.stack([np.asarray(Image.open(tmp_path / "train_labels" / f"00{number}.png")) for number in (0, 2)])
+    expected = dict(zip(("sky", "road", "car"), np.bincount(labels.ravel())[:3].tolist(), strict=True))
+    assert train["per_class"] == expected
+    assert list(train["broken"]) == [str(mask)]
+    assert "label 77" in train["broken"][str(mask)]
+    assert report["contradictions"] == [[str(images / "000.png"), str(images / "002.png")]]
+
+    (tmp_path / "meta.json").unlink()  # now nothing tells the classes, and any value is one
+    assert main(["check-data", str(tmp_path), "--json", "--num-workers", "1"]) == 0
+    train = json.loads(capsys.readouterr().out)["splits"]["train"]
+    assert set(train["per_class"]) == {"0", "1", "2", "3", "77"}
+    assert not train["broken"]
+
+
+def test_what_the_data_is_for(data: Path, tmp_path: Path, capsys) -> None:
+    both = tmp_path / "both"
+    make_scenes(both, "train", 1, seed=0)
+    camvid_tree(both, train=1, val=1)
+    assert main(["check-data", str(both)]) == 2
+    assert "say which with --task" in capsys.readouterr().err
+    assert main(["check-data", str(both), "--task", "segment"]) == 0
+    assert "as segment takes it" in capsys.readouterr().out
+    for task, words in (("detect", "no data in a layout"), ("translate", "classify, segment, detect")):
+        assert main(["check-data", str(data), "--task", task]) == 2
+        err = capsys.readouterr().err
+        assert words in err
+        assert err.count("\n") == 1

@@ -24,9 +24,10 @@ def picture(number: int) -> Image.Image:
 
 
 def clip(path: Path, frames: int = 5, rate: float = 10.0) -> Path:
+    written = Clip(str(path), rate)
     with ClipWriter(force=False) as writer:
         for number in range(frames):
-            writer.write(path, Clip(str(path), rate), picture(number))
+            writer.write(path, written, picture(number))
     return path
 
 
@@ -49,7 +50,7 @@ def test_images_and_videos_take_turns(tmp_path: Path) -> None:
     opened = list(open_images([str(path), str(tmp_path / "a.png"), str(path)], "RGB", exif_orientation=True))
     assert [one.name for one in opened] == [f"{path}#0", f"{path}#1", str(tmp_path / "a.png"), f"{path}#0", f"{path}#1"]
     names = OutputNames()
-    assert [names.of(one) for one in opened] == ["a", "a", "a-2", "a", "a"]
+    assert [names.of(one) for one in opened] == ["a", "a", "a-2", "a-3", "a-3"]
     assert list(find_images([str(tmp_path)])) == [str(tmp_path / "a.png")]  # folders are searched for images
 
 
@@ -93,6 +94,10 @@ def test_a_video_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytes
     assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
     with pytest.raises(OutputError, match="exists"), ClipWriter(force=False) as writer:
         writer.write(tmp_path / "a.mp4", first, picture(0))
+    with ClipWriter(force=False) as writer:  # the same video twice is two videos
+        for name in ("c.mp4", "d.mp4"):
+            writer.write(tmp_path / name, Clip("c", 5.0), picture(0))
+    assert [len(list(read_frames(str(tmp_path / name), "RGB"))) for name in ("c.mp4", "d.mp4")] == [1, 1]
     with ClipWriter(force=True) as writer:
         for _ in range(3):
             writer.write(tmp_path / "a.mp4", first, picture(0))

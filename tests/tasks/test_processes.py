@@ -16,9 +16,11 @@ from safetensors.torch import load_file
 
 import visionmlp
 from tests.randomise import randomise
+from visionmlp.engine.checkpoints import saved_weights
 from visionmlp.engine.run_folder import Table
 from visionmlp.errors import InvalidConfig
 from visionmlp.models.checkpoint import save_checkpoint
+from visionmlp.tasks.translate.averaging import averaged
 from visionmlp.tasks.translate.tokenizer import train_tokenizer
 
 from .processes import group, run
@@ -85,6 +87,7 @@ CASES: dict[str, dict[str, Any]] = {
         "optimizer": "adamw",
         "schedule": "inverse_sqrt",
         "warmup_steps": 2,
+        "save_every": 1,
         "shown": 1,
     },
 }
@@ -105,7 +108,7 @@ COMMON: dict[str, Any] = {
     "threads": 1,
     "knn_k": 3,
 }
-SHARDED = ["experts", "dino", "moco", "segment", "detect"]
+SHARDED = ["experts", "dino", "moco", "segment", "detect", "translate"]
 """The plain one is sharded when it moves between numbers of processes."""
 
 
@@ -261,6 +264,16 @@ class TestShards:
         assert_equal(folder / f"{case} one", folder / f"{case} two in shards")
         files = {path.name for path in (folder / f"{case} two in shards/checkpoints/step-000003.shards").iterdir()}
         assert files == {".metadata", "__0_0.distcp", "__1_0.distcp"}
+
+    def test_the_mean_of_checkpoints_in_shards(self, folder: Path) -> None:
+        one, steps = (averaged(folder / "translate one")[place] for place in (0, 2))
+        other, others = (averaged(folder / "translate two in shards")[place] for place in (0, 2))
+        assert len(steps) == 2
+        assert steps == others
+        for name, value in one.state_dict().items():
+            torch.testing.assert_close(other.state_dict()[name], value, rtol=1e-10, atol=1e-10)
+        last = saved_weights(folder / "translate two in shards/checkpoints", 3)
+        assert not torch.equal(last["embedding.weight"], other.state_dict()["embedding.weight"])
 
     def test_a_run_moves_between_numbers_of_processes(self, folder: Path) -> None:
         assert_equal(folder / "plain one", folder / "continued by four")

@@ -2,15 +2,18 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from visionmlp.cli.command import plain_command
 from visionmlp.cli.options import CheckDataOptions
 from visionmlp.cli.output import bars, console, print_json
-from visionmlp.errors import InvalidConfig
+from visionmlp.errors import DataError, InvalidConfig
+from visionmlp.tasks.register import DEFAULT, TASKS, load_task
 
 if TYPE_CHECKING:
     from visionmlp.data.check import DataReport, SplitReport
+    from visionmlp.tasks.definition import DataCheck
 
 _SHOWN = 10
 """Names of each kind in the report for people."""
@@ -19,37 +22,60 @@ _SHOWN = 10
 def check_data(options: CheckDataOptions) -> int:
     """Decode every image and print what was found."""
     from visionmlp.data.check import check_data as check
-    from visionmlp.data.sources import open_splits
 
     if options.num_workers < 0:
         raise InvalidConfig(f"num-workers must not be negative, got {options.num_workers}")
-    sources = open_splits(options.data, root=options.data_root)
+    checks = {name: checked for name in TASKS if (checked := load_task(name).data_check) is not None}
+    task = options.task or _task_of((options.data_root or Path()) / options.data, checks)
+    if task not in checks:
+        raise InvalidConfig(f"no data of task {task!r} to check; --task takes {', '.join(checks)}")
+    splits = checks[task].splits(options.data, options.data_root)
+    if not splits:
+        raise DataError(
+            f"{options.data} has no data in a layout of task {task}; 'train --task {task}' says what it needs"
+        )
     with bars() as progress:
-        report = check(sources, num_workers=options.num_workers, progress=progress)
+        report = check(splits, num_workers=options.num_workers, progress=progress)
     if options.json:
-        print_json(report.to_plain())
+        print_json({"task": task, **report.to_plain()})
     else:
-        _print(report)
+        _print(task, report)
     return 0
 
 
-def _print(report: "DataReport") -> None:
+def _task_of(folder: Path, checks: "Mapping[str, DataCheck]") -> str:
+    """By the layout: one that is for no other task, or else that of classification."""
+    found = [name for name, checked in checks.items() if folder.is_dir() and checked.recognises(folder)]
+    if len(found) > 1:
+        raise InvalidConfig(f"{folder} is laid out for {' and for '.join(found)}; say which with --task")
+    return found[0] if found else DEFAULT
+
+
+_ONE = {"images": "an image", "objects": "an object", "pixels": "a pixel"}
+_OTHERWISE = {"images": "in different classes", "objects": "with other objects", "pixels": "with other masks"}
+
+
+def _print(task: str, report: "DataReport") -> None:
     from rich.table import Table
 
-    table = Table()
-    for heading in ("split", "images", "classes", "least and most of a class", "smallest", "median", "largest"):
+    counted = next(iter(report.splits.values())).counted
+    table = Table(title=f"as {task} takes it")
+    for heading in ("split", "images", "classes", f"{counted} of a class", "smallest", "median", "largest"):
         table.add_column(heading)
     for name, split in report.splits.items():
         sides = [f"{width} x {height}" for width, height in split.sides.values()] or ["-"] * 3
         counts = split.per_class.values()
-        table.add_row(name, str(split.images), str(len(counts)), f"{min(counts)} to {max(counts)}", *sides)
+        spread = f"{min(counts)} to {max(counts)}" if counts else "-"
+        table.add_row(name, str(split.images), str(len(counts)), spread, *sides)
     console().print(table)
     for name, split in report.splits.items():
         _list(f"{name}: cannot be read", _lines(split.broken))
         _list(f"{name}: read, but odd", _lines(split.notes))
-        _list(f"{name}: classes without an image", _empty(split))
+        _list(f"{name}: classes without {_ONE[counted]}", _empty(split))
+        if split.without_classes:
+            sys.stdout.write(f"{name}: images with nothing of any class: {split.without_classes}\n")
     _list("the same pixels in training and evaluation", [", ".join(names) for names in report.leaks])
-    _list("the same pixels in different classes", [", ".join(names) for names in report.contradictions])
+    _list(f"the same pixels {_OTHERWISE[counted]}", [", ".join(names) for names in report.contradictions])
     _list("the same pixels within a split", [", ".join(names) for names in report.duplicates])
 
 
@@ -77,5 +103,10 @@ CHECK_DATA = plain_command(
     check_data,
     summary="scan a dataset: broken files, sizes, the same image in training and evaluation",
     description="Decode every image of a dataset, and report counts, sizes, broken and odd files, and duplicates.",
-    examples=["check-data photos", "check-data torch/cifar100 --data-root data", "check-data photos --json"],
+    examples=[
+        "check-data photos",
+        "check-data torch/cifar100 --data-root data",
+        "check-data coco",
+        "check-data ADEChallengeData2016 --task segment --json",
+    ],
 )

@@ -27,6 +27,9 @@ class CheckDataOptions:
 
     data: str = option("dataset: a folder, or a name as in train --data", metavar="DATA", positional=True)
     data_root: Path | None = option("where a named dataset lies", None, metavar="FOLDER")
+    task: str | None = option(
+        "what the data is for: classify, segment or detect; default: by the folder's layout", None, metavar="NAME"
+    )
     num_workers: int = option("processes that read", 0)
     json: bool = option("JSON with every name, instead of a report", False)
 

@@ -4,42 +4,116 @@ import dataclasses
 import hashlib
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from visionmlp.data.decode import decode, reason
 from visionmlp.data.labelled import LabelledImages
+from visionmlp.data.loading import Reading, read_image
+from visionmlp.data.policy import BadImage
+
+
+class Seen(NamedTuple):
+    """An image as training would take it."""
+
+    image: Image.Image
+    classes: Mapping[int, int]
+    """How much of each class it has."""
+    told: Hashable
+    """All that the dataset says about it."""
+
+
+class CheckedImages(Protocol):
+    """A split of any task's dataset."""
+
+    @property
+    def class_names(self) -> Sequence[str] | None:
+        """None where nothing tells them; classes go by their numbers then."""
+        ...
+
+    @property
+    def counted(self) -> str:
+        """What is counted of each class: images, objects or pixels."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def name(self, index: int) -> str:
+        """What to call an image in a message."""
+        ...
+
+    def look(self, index: int) -> Reading:
+        """A `Seen`, or why training could not use it."""
+        ...
+
+
+class LabelledSplit:
+    """Images of which each is of one class.
+
+    Raises:
+        DataError: for labels that are no class.
+    """
+
+    counted = "images"
+
+    def __init__(self, source: LabelledImages) -> None:
+        source.check_labels(len(source.class_names))  # -1 would count as the last class
+        self.source, self.class_names = source, source.class_names
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def name(self, index: int) -> str:
+        """See `LabelledImages`."""
+        return self.source.name(index)
+
+    def look(self, index: int) -> Reading:
+        """See `CheckedImages`."""
+        reading = read_image(lambda: self.source.read(index), self.name(index), "RGB", exif_orientation=True)
+        if isinstance(reading.item, BadImage):
+            return reading
+        label = self.source.label(index)
+        return reading._replace(item=Seen(reading.item, {label: 1}, label))
 
 
 class _Look(NamedTuple):
     """What one image is like."""
 
-    place: int
+    name: str
     size: tuple[int, int] | None
     """Width and height; None if it cannot be read."""
     digest: str
     """Of its pixels, as every task decodes them."""
     error: str | None
     notes: tuple[str, ...]
+    classes: Mapping[int, int]
+    told: Hashable
 
 
 class _Looks(Dataset[_Look]):
-    def __init__(self, source: LabelledImages) -> None:
-        self.source = source
+    def __init__(self, split: CheckedImages) -> None:
+        self.split = split
 
     def __len__(self) -> int:
-        return len(self.source)
+        return len(self.split)
 
     def __getitem__(self, index: int) -> _Look:
-        notes: list[str] = []
-        try:
-            image = decode(self.source.read(index), "RGB", warn=notes.append)
-        except Exception as error:  # a source may read from a disk or a library
-            return _Look(index, None, "", reason(error), ())
-        pixels = f"{image.size}".encode() + image.tobytes()
-        return _Look(index, image.size, hashlib.sha256(pixels).hexdigest(), None, tuple(notes))
+        item, notes = self.split.look(index)
+        if isinstance(item, BadImage):
+            # of an image and its mask, either may be the bad one
+            return _Look(item.name, None, "", item.reason, (), {}, None)
+        pixels = f"{item.image.size}".encode() + item.image.tobytes()
+        return _Look(
+            self.split.name(index),
+            item.image.size,
+            hashlib.sha256(pixels).hexdigest(),
+            None,
+            tuple(note.text for note in notes),
+            item.classes,
+            item.told,
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,8 +121,12 @@ class SplitReport:
     """What one split holds."""
 
     images: int
+    counted: str
+    """What is counted of each class: images, objects or pixels."""
     per_class: Mapping[str, int]
-    """Images of each class that can be read."""
+    """How many of them are in images that can be read."""
+    without_classes: int
+    """Images that can be read and have nothing of any class."""
     broken: Mapping[str, str]
     """Why an image cannot be read, by its name."""
     notes: Mapping[str, str]
@@ -67,7 +145,7 @@ class DataReport:
     leaks: Sequence[tuple[str, ...]]
     """The same over several splits: what is evaluated was trained on."""
     contradictions: Sequence[tuple[str, ...]]
-    """Those among both that are in different classes."""
+    """Those among both of which the dataset says different things, such as another class."""
 
     def to_plain(self) -> dict[str, Any]:
         """JSON values."""
@@ -75,7 +153,7 @@ class DataReport:
 
 
 def check_data(
-    sources: Mapping[str, LabelledImages],
+    splits: Mapping[str, CheckedImages],
     *,
     num_workers: int = 0,
     progress: Callable[[str, int], Callable[[], None]] = lambda _split, _images: lambda: None,
@@ -83,61 +161,61 @@ def check_data(
     """Decode every image of a dataset once.
 
     Args:
-        sources: by split.
+        splits: by name.
         num_workers: processes that read.
         progress: called with each split and its number of images; what it returns is called behind each image.
-
-    Raises:
-        DataError: for labels that are no class.
     """
-    splits: dict[str, SplitReport] = {}
-    same: defaultdict[str, list[tuple[str, str, str]]] = defaultdict(list)
-    for split, source in sources.items():
-        source.check_labels(len(source.class_names))  # -1 would count as the last class
-        advance = progress(split, len(source))
+    reports: dict[str, SplitReport] = {}
+    same: defaultdict[str, list[tuple[str, str, Hashable]]] = defaultdict(list)
+    for name, split in splits.items():
+        advance = progress(name, len(split))
         looks: list[_Look] = []
-        for look in _read(source, num_workers):
+        for look in _read(split, num_workers):
             looks.append(look)
             advance()
-        splits[split] = _split_report(source, looks)
+        reports[name] = _split_report(split, looks)
         for look in looks:
             if look.error is None:
-                name = source.class_names[source.label(look.place)]
-                same[look.digest].append((split, source.name(look.place), name))
+                same[look.digest].append((name, look.name, look.told))
     several = [entries for entries in same.values() if len(entries) > 1]
     return DataReport(
-        splits=splits,
+        splits=reports,
         duplicates=[_names(entries) for entries in several if len({split for split, _, _ in entries}) == 1],
         leaks=[_names(entries) for entries in several if len({split for split, _, _ in entries}) > 1],
-        contradictions=[_names(entries) for entries in several if len({label for _, _, label in entries}) > 1],
+        contradictions=[_names(entries) for entries in several if len({told for _, _, told in entries}) > 1],
     )
 
 
-def _read(source: LabelledImages, num_workers: int) -> Iterator[_Look]:
+def _read(split: CheckedImages, num_workers: int) -> Iterator[_Look]:
     as_it_is: Any = _as_it_is
-    yield from DataLoader(_Looks(source), batch_size=None, num_workers=num_workers, collate_fn=as_it_is)
+    yield from DataLoader(_Looks(split), batch_size=None, num_workers=num_workers, collate_fn=as_it_is)
 
 
 def _as_it_is(look: _Look) -> _Look:
     return look
 
 
-def _names(entries: Sequence[tuple[str, str, str]]) -> tuple[str, ...]:
+def _names(entries: Sequence[tuple[str, str, Hashable]]) -> tuple[str, ...]:
     return tuple(name for _, name, _ in entries)
 
 
-def _split_report(source: LabelledImages, looks: Sequence[_Look]) -> SplitReport:
-    readable = [(look, look.size) for look in looks if look.size is not None]
-    counts = Counter(source.class_names[source.label(look.place)] for look, _ in readable)
-    sizes = sorted((size for _, size in readable), key=lambda size: (size[0] * size[1], size))
+def _split_report(split: CheckedImages, looks: Sequence[_Look]) -> SplitReport:
+    sizes = sorted((look.size for look in looks if look.size is not None), key=lambda size: (size[0] * size[1], size))
+    counts: Counter[int] = Counter()
+    for look in looks:
+        counts.update(look.classes)
+    names = split.class_names
+    numbered = [(one, str(one)) for one in sorted(counts)] if names is None else enumerate(names)
     sides = {}
     if sizes:
         middle = statistics.median_low(range(len(sizes)))
         sides = {"smallest": sizes[0], "median": sizes[middle], "largest": sizes[-1]}
     return SplitReport(
         images=len(looks),
-        per_class={name: counts.get(name, 0) for name in source.class_names},
-        broken={source.name(look.place): look.error for look in looks if look.error is not None},
-        notes={source.name(look.place): "; ".join(look.notes) for look in looks if look.notes},
+        counted=split.counted,
+        per_class={name: counts[number] for number, name in numbered},
+        without_classes=sum(look.error is None and not any(look.classes.values()) for look in looks),
+        broken={look.name: look.error for look in looks if look.error is not None},
+        notes={look.name: "; ".join(look.notes) for look in looks if look.notes},
         sides=sides,
     )

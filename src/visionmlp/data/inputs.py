@@ -151,16 +151,16 @@ class OutputNames:
     def __init__(self, endings: Sequence[str] = ("",)) -> None:
         self.endings = endings
         self._given: set[str] = set()
-        self._clips: dict[str, str] = {}
+        self._clip: Clip | None = None
+        self._clip_name = ""
 
     def of(self, opened: Opened) -> str:
-        """The same for all frames of a video."""
+        """The same for all frames of a video, which come one behind the other."""
         if opened.clip is None:
             return self._new("stdin" if opened.name == STDIN else Path(opened.name).stem)
-        path = opened.clip.path
-        if path not in self._clips:
-            self._clips[path] = self._new(Path(path).stem)
-        return self._clips[path]
+        if opened.clip is not self._clip:
+            self._clip, self._clip_name = opened.clip, self._new(Path(opened.clip.path).stem)
+        return self._clip_name
 
     def _new(self, own: str) -> str:
         name, number = own, 2

@@ -18,7 +18,7 @@ WRITTEN = ".mp4"
 
 
 class Clip(NamedTuple):
-    """A video that frames are of."""
+    """A video that frames are of; each time that it is read is another, told apart by ``is``."""
 
     path: str
     rate: float
@@ -101,13 +101,13 @@ class ClipWriter:
 
         Args:
             path: of the video, ending in .mp4; the same for all frames of the clip.
-            clip: when it changes, the video before is done.
+            clip: when it is another, even an equal one, the video before is done.
             picture: all of a clip have one size.
 
         Raises:
             OutputError: if the file exists or cannot be written.
         """
-        if self._add is None or clip != self._clip:
+        if self._add is None or clip is not self._clip:
             self._stack.close()
             self._clip = clip
             self._add = self._stack.enter_context(_video_file(path, clip.rate, picture.size, force=self.force))

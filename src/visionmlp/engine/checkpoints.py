@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 WriteWeights = Callable[[Path, nn.Module], None]
 
+_SHARDED = ".weights."
+"""What `take_shards` calls the shards of the model, as `Checkpoints.save` hands them over."""
+
 
 class Checkpoints:
     """The checkpoints of a run; all its processes call each method together.
@@ -48,10 +51,8 @@ class Checkpoints:
         self.fabric, self.mesh = fabric, mesh
 
     def steps(self) -> list[int]:
-        """Steps that have a complete pair, ascending; for any process alone."""
-        matches = [re.fullmatch(r"step-(\d+)\.state", path.name) for path in self.folder.glob("step-*.state")]
-        steps = [int(match[1]) for match in matches if match]
-        return sorted(step for step in steps if self._weights(step).exists() or self._shards(step).exists())
+        """See `saved_steps`; for any process alone."""
+        return saved_steps(self.folder)
 
     def save(self, step: int, model: nn.Module, state: dict[str, Any]) -> None:
         """Write a pair, then remove the oldest beyond ``keep``.
@@ -112,11 +113,8 @@ class Checkpoints:
         return tree.pop("weights"), tree
 
     def _read_files(self, step: int) -> tuple[dict[str, Any], dict[str, Tensor] | None]:
-        try:
-            state = torch.load(self._state(step), map_location="cpu", weights_only=True)
-            return state, load_file(self._weights(step)) if self._weights(step).exists() else None
-        except (OSError, EOFError, RuntimeError, ValueError, SafetensorError, pickle.UnpicklingError) as error:
-            raise RunFolderError(" ".join(str(error).split())) from error
+        whole = self._weights(step).exists()
+        return _read_state(self._state(step)), saved_weights(self.folder, step) if whole else None
 
     def _remove(self, step: int) -> None:
         self._state(step).unlink(missing_ok=True)  # first: without it the pair counts no more
@@ -124,10 +122,55 @@ class Checkpoints:
         shutil.rmtree(self._shards(step), ignore_errors=True)
 
     def _weights(self, step: int) -> Path:
-        return self.folder / f"step-{step:06d}.safetensors"
+        return _weights(self.folder, step)
 
     def _shards(self, step: int) -> Path:
-        return self.folder / f"step-{step:06d}.shards"
+        return _shards(self.folder, step)
 
     def _state(self, step: int) -> Path:
-        return self.folder / f"step-{step:06d}.state"
+        return _state(self.folder, step)
+
+
+def saved_steps(folder: Path) -> list[int]:
+    """Steps that have a complete pair, ascending."""
+    matches = [re.fullmatch(r"step-(\d+)\.state", path.name) for path in folder.glob("step-*.state")]
+    steps = [int(match[1]) for match in matches if match]
+    return sorted(step for step in steps if _weights(folder, step).exists() or _shards(folder, step).exists())
+
+
+def saved_weights(folder: Path, step: int) -> dict[str, Tensor]:
+    """The weights of a pair as whole tensors, in a process that trains nothing.
+
+    Raises:
+        RunFolderError: if they cannot be read.
+    """
+    if _weights(folder, step).exists():
+        try:
+            return load_file(_weights(folder, step))
+        except (OSError, SafetensorError) as error:
+            raise RunFolderError(f"{_weights(folder, step)} cannot be read: {error}") from error
+    try:
+        tree = _read_state(_state(folder, step))
+        names = {name: about for name, about in read_index(_shards(folder, step)).items() if name.startswith(_SHARDED)}
+        return put_shards(tree["weights"], read_shards(_shards(folder, step), names, None))
+    except VisionMLPError as error:
+        raise RunFolderError(f"{_shards(folder, step)} cannot be read: {error}") from error
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+        raise RunFolderError(" ".join(str(error).split())) from error
+
+
+def _weights(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:06d}.safetensors"
+
+
+def _shards(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:06d}.shards"
+
+
+def _state(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:06d}.state"

@@ -10,6 +10,7 @@ from visionmlp.measure.catalog import check_name
 
 if TYPE_CHECKING:
     from visionmlp.bench.input_pipeline import InputBenchmark
+    from visionmlp.data.check import CheckedImages
     from visionmlp.engine import FitResult
 
 
@@ -84,6 +85,16 @@ class Answer(Protocol):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class DataCheck:
+    """How ``check-data`` gets at a task's data."""
+
+    recognises: Callable[[Path], bool]
+    """Whether a folder is laid out for this task and no other."""
+    splits: "Callable[[str, Path | None], Mapping[str, CheckedImages]]"
+    """Takes a dataset and where it lies; gives its splits by name."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TaskDefinition:
     """A task as ``visionmlp train``, ``eval`` and ``predict`` know it.
 
@@ -109,5 +120,7 @@ class TaskDefinition:
     """Headings of the table that ``predict --output`` writes; none for a task that writes there itself."""
     measure_input: "Callable[..., InputBenchmark] | None" = None
     """Takes a configuration, ``num_workers=`` and ``steps=``; None for a task whose input ``bench`` cannot measure."""
+    data_check: DataCheck | None = None
+    """None for a task on data of another's kind, or of text."""
     check_model: Callable[[str], None] = check_name
     """Raises UnknownModel for a model that does not exist, before anything is imported that takes seconds."""

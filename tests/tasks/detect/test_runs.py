@@ -206,10 +206,10 @@ def test_predict_reads_standard_input(
 
 
 def test_predict_draws_into_a_video(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    clip, out = tmp_path / "a.mp4", tmp_path / "out"
+    clip, out, written = tmp_path / "a.mp4", tmp_path / "out", Clip("a", 8.0)
     with ClipWriter(force=False) as writer:
         for number in range(3):
-            writer.write(clip, Clip("a", 8.0), Image.new("RGB", (80, 60), (80 * number, 20, 20)))
+            writer.write(clip, written, Image.new("RGB", (80, 60), (80 * number, 20, 20)))
     assert main(["predict", str(run), str(clip), "--score", "0", "--output", str(out), "--json"]) == 0
     answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [answer["image"] for answer in answers] == [f"{clip}#{number}" for number in range(3)]

@@ -357,11 +357,11 @@ def test_shown_images_are_spread() -> None:
 
 
 def test_a_video_becomes_a_video_of_overlays(trained: Path, tmp_path: Path, capsys: Any) -> None:
-    clip, out = tmp_path / "drive.mp4", tmp_path / "out"
+    clip, out, written = tmp_path / "drive.mp4", tmp_path / "out", Clip("drive", 8.0)
     with ClipWriter(force=False) as writer:
         for number in range(3):
             pixels = np.full((50, 70, 3), 60 * number, np.uint8)
-            writer.write(clip, Clip("drive", 8.0), Image.fromarray(pixels))
+            writer.write(clip, written, Image.fromarray(pixels))
     assert main(["predict", str(trained), str(clip), "--output", str(out), "--json"]) == 0
     answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [answer["image"] for answer in answers] == [f"{clip}#{number}" for number in range(3)]

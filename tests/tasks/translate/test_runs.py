@@ -93,6 +93,24 @@ def test_copying_is_learned(data: Path, tmp_path: Path) -> None:
     assert share_of_right_words(tmp_path / "run", data, "same") > 0.99
 
 
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_bfloat16(data: Path, trained: Path, tmp_path: Path, precision: str) -> None:
+    """Learns, resumes, and is scored on the weights that its file has, in float32 sums."""
+    options = {"precision": precision, "epochs": 30, "eval_every": 30, "max_pairs": 2000}
+    process_run(fields(data, tmp_path / "whole", **options))
+    process_run(fields(data, tmp_path / "broken", **options, save_every=40), stop_after=50)
+    process_run(fields(data, tmp_path / "broken", **options, save_every=40), resume=True)
+    weights = load_file(tmp_path / "whole/model.safetensors")
+    broken = load_file(tmp_path / "broken/model.safetensors")
+    assert all(torch.equal(value, broken[name]) for name, value in weights.items())
+    own = torch.bfloat16 if precision == "bf16-true" else torch.float32
+    assert weights["embedding.weight"].dtype == own
+    (row,) = Table(tmp_path / "whole/metrics.csv").rows()
+    (exact,) = Table(trained / "metrics.csv").rows()
+    assert row["loss"] < 0.3  # 5.6 before the first step
+    assert row["loss"] != exact["loss"]
+
+
 def test_what_a_run_leaves(trained: Path, data: Path) -> None:
     assert {path.name for path in trained.iterdir()} == {
         *("checkpoints", "config.yaml", "curves.png", "data.json", "environment.json", "metrics.csv"),

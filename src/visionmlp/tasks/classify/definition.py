@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 
 from visionmlp.errors import InvalidConfig
 from visionmlp.tasks.classify.config import ClassifyConfig
-from visionmlp.tasks.definition import Scores, TaskDefinition, TrainResult
+from visionmlp.tasks.definition import DataCheck, Scores, TaskDefinition, TrainResult
 from visionmlp.tasks.options import PredictOptions, option
 from visionmlp.tasks.protocols.options import ProtocolOptions
 
 if TYPE_CHECKING:
     from visionmlp.bench.input_pipeline import InputBenchmark
+    from visionmlp.data.check import LabelledSplit
     from visionmlp.tasks.classify.predict import Prediction
 
 
@@ -85,6 +86,13 @@ def _measure_input(config: ClassifyConfig, *, num_workers: Sequence[int], steps:
     return measure_input(config, num_workers=num_workers, steps=steps)
 
 
+def _splits(data: str, root: Path | None) -> "dict[str, LabelledSplit]":
+    from visionmlp.data.check import LabelledSplit
+    from visionmlp.data.sources import open_splits
+
+    return {name: LabelledSplit(source) for name, source in open_splits(data, root=root).items()}
+
+
 TASK = TaskDefinition(
     summary="one class for an image",
     config=ClassifyConfig,
@@ -95,4 +103,5 @@ TASK = TaskDefinition(
     predict=_predict,
     answer_columns=("image", "rank", "index", "class", "probability"),
     measure_input=_measure_input,
+    data_check=DataCheck(recognises=lambda _folder: False, splits=_splits),
 )

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from visionmlp.data.splits import split_names
+from visionmlp.data.splits import EVALUATION_NAMES, TRAIN_NAMES, split_names
 from visionmlp.errors import DataError
 from visionmlp.tasks.detect.annotations import AnnotatedSet, Categories
 from visionmlp.tasks.detect.coco import read_coco
@@ -47,6 +47,12 @@ def open_set(
     )
     opened.require_objects()
     return opened
+
+
+def annotation_files(folder: Path) -> dict[str, Path]:
+    """Of every split that a folder has in one of the layouts, by the file's path in it."""
+    paths = [path for name in (*TRAIN_NAMES, *EVALUATION_NAMES) for path in _candidates(folder, name)]
+    return {str(path.relative_to(folder)): path for path in paths}
 
 
 def _found(folder: Path, split: str) -> Path:

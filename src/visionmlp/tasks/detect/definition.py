@@ -7,12 +7,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from visionmlp.tasks.definition import Scores, TaskDefinition, TrainResult
+from visionmlp.tasks.definition import DataCheck, Scores, TaskDefinition, TrainResult
 from visionmlp.tasks.detect.config import DetectConfig
 from visionmlp.tasks.options import option
 
 if TYPE_CHECKING:
     from visionmlp.bench.input_pipeline import InputBenchmark
+    from visionmlp.tasks.detect.checking import AnnotatedSplit
     from visionmlp.tasks.detect.predict import Objects
 
 
@@ -95,6 +96,18 @@ def _measure_input(config: DetectConfig, *, num_workers: Sequence[int], steps: i
     return measure_input(config, num_workers=num_workers, steps=steps)
 
 
+def _recognises(folder: Path) -> bool:
+    from visionmlp.tasks.detect.dataset import annotation_files
+
+    return bool(annotation_files(folder))
+
+
+def _splits(data: str, root: Path | None) -> "dict[str, AnnotatedSplit]":
+    from visionmlp.tasks.detect.checking import splits
+
+    return splits((root or Path()) / data)
+
+
 TASK = TaskDefinition(
     summary="objects in images: boxes, classes and masks",
     config=DetectConfig,
@@ -105,4 +118,5 @@ TASK = TaskDefinition(
     predict=_predict,
     answer_columns=(),
     measure_input=_measure_input,
+    data_check=DataCheck(recognises=_recognises, splits=_splits),
 )

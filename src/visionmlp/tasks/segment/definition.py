@@ -7,12 +7,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from visionmlp.tasks.definition import Scores, TaskDefinition, TrainResult
+from visionmlp.tasks.definition import DataCheck, Scores, TaskDefinition, TrainResult
 from visionmlp.tasks.options import option
 from visionmlp.tasks.segment.config import SegmentConfig
 
 if TYPE_CHECKING:
     from visionmlp.bench.input_pipeline import InputBenchmark
+    from visionmlp.tasks.segment.checking import MaskedSplit
     from visionmlp.tasks.segment.predict import Prediction
 
 
@@ -117,6 +118,18 @@ def _measure_input(config: SegmentConfig, *, num_workers: Sequence[int], steps: 
     return measure_input(config, num_workers=num_workers, steps=steps)
 
 
+def _recognises(folder: Path) -> bool:
+    from visionmlp.tasks.segment.layouts import part_names
+
+    return bool(part_names(folder))
+
+
+def _splits(data: str, root: Path | None) -> "dict[str, MaskedSplit]":
+    from visionmlp.tasks.segment.checking import splits
+
+    return splits((root or Path()) / data)
+
+
 TASK = TaskDefinition(
     summary="a class for each pixel of an image",
     config=SegmentConfig,
@@ -127,4 +140,5 @@ TASK = TaskDefinition(
     predict=_predict,
     answer_columns=(),
     measure_input=_measure_input,
+    data_check=DataCheck(recognises=_recognises, splits=_splits),
 )

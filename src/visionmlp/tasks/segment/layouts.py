@@ -15,6 +15,7 @@ from visionmlp.data.files import find_images, natural_key
 from visionmlp.data.splits import EVALUATION_NAMES, TRAIN_NAMES, split_names
 from visionmlp.errors import DataError
 from visionmlp.tasks.segment.classes import (
+    IGNORE,
     Classes,
     ade20k,
     camvid,
@@ -110,14 +111,35 @@ def open_pairs(
     folder = Path(data)
     if not folder.is_dir():
         raise DataError(f"no folder {folder}; --data takes a folder with images and masks")
-    if (folder / "leftImg8bit").is_dir():
-        found = _cityscapes(folder, split)
-    else:
-        found = _two_folders(folder, split)
+    found = _cityscapes(folder, split) if is_cityscapes(folder) else _two_folders(folder, split_names(split))
     classes = _classes(folder, found, num_classes)
     if mask_values is not None:
         classes = with_values(classes, mask_values)
     return dataclasses.replace(found, classes=classes)
+
+
+def part_names(folder: Path) -> list[str]:
+    """Names of the splits that a folder has in one of the layouts."""
+    if is_cityscapes(folder):
+        return [name for name in ("train", "val") if (folder / "leftImg8bit" / name).is_dir()]
+    return [name for name in (*TRAIN_NAMES, *EVALUATION_NAMES) if _place(folder, name) is not None]
+
+
+def open_parts(folder: Path) -> tuple[dict[str, Pairs], bool]:
+    """Every split of a folder by its own name, and whether its classes are known; masks may hold any value otherwise.
+
+    Raises:
+        DataError: as `open_pairs`.
+    """
+    names = part_names(folder)
+    found = {
+        name: _cityscapes(folder, name) if is_cityscapes(folder) else _two_folders(folder, [name]) for name in names
+    }
+    known = read_classes(folder) is not None or all(pairs.classes is not _UNKNOWN for pairs in found.values())
+    return {
+        name: dataclasses.replace(pairs, classes=_classes(folder, pairs, None if known else IGNORE))
+        for name, pairs in found.items()
+    }, known
 
 
 def _classes(folder: Path, found: Pairs, num_classes: int | None) -> Classes:
@@ -142,6 +164,11 @@ _UNKNOWN = numbered(1)
 
 
 # ---- Cityscapes
+
+
+def is_cityscapes(folder: Path) -> bool:
+    """Whether a folder is laid out as Cityscapes is."""
+    return (folder / "leftImg8bit").is_dir()
 
 
 def _cityscapes(folder: Path, split: str) -> Pairs:
@@ -182,18 +209,20 @@ def _cityscapes(folder: Path, split: str) -> Pairs:
 # ---- two folders
 
 
-def _two_folders(folder: Path, split: str) -> Pairs:
-    """Folders of images and masks that mirror each other."""
-    for name in split_names(split):
-        for images_folder, masks_folder in _places(folder, name):
-            if images_folder.is_dir() and masks_folder.is_dir():
-                return _mirrored(folder, images_folder, masks_folder, name)
-    names = " or ".join(split_names(split))
+def _two_folders(folder: Path, names: Sequence[str]) -> Pairs:
+    """Folders of images and masks that mirror each other, of the first of the names that has them."""
+    for name in names:
+        if (place := _place(folder, name)) is not None:
+            return _mirrored(folder, *place, name)
     raise DataError(
-        f"{folder} has no images and masks of split {names}; it should hold images/{split_names(split)[0]} and "
-        f"masks/{split_names(split)[0]}, or {split_names(split)[0]}/images and {split_names(split)[0]}/masks, or "
-        f"{split_names(split)[0]} and {split_names(split)[0]}_labels"
+        f"{folder} has no images and masks of split {' or '.join(names)}; it should hold images/{names[0]} and "
+        f"masks/{names[0]}, or {names[0]}/images and {names[0]}/masks, or {names[0]} and {names[0]}_labels"
     )
+
+
+def _place(folder: Path, name: str) -> tuple[Path, Path] | None:
+    """Where the images and the masks of a split lie."""
+    return next((place for place in _places(folder, name) if all(part.is_dir() for part in place)), None)
 
 
 def _places(folder: Path, name: str) -> list[tuple[Path, Path]]:

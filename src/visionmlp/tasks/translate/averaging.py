@@ -3,11 +3,10 @@
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from visionmlp.engine import RunFolder
+from visionmlp.engine.checkpoints import saved_steps, saved_weights
 from visionmlp.errors import CheckpointError, InvalidConfig
 from visionmlp.models.translator import Translator
 from visionmlp.models.translator_files import TranslatorInfo, load_translator
@@ -25,17 +24,14 @@ def averaged(folder: Path, count: int | None = None) -> tuple[Translator, Transl
 
     Raises:
         InvalidConfig: for fewer than one.
-        CheckpointError: if there are not so many, or one cannot be read.
+        CheckpointError: if there are not so many.
+        RunFolderError: if one cannot be read.
     """
     if count is not None and count < 1:
         raise InvalidConfig(f"checkpoints must be at least 1, got {count}")
     network, info = load_translator(folder)
-    files = {
-        int(path.stem.removeprefix("step-")): path
-        for path in RunFolder(folder).checkpoints.glob("step-*.safetensors")
-        if path.stem.removeprefix("step-").isdigit()
-    }
-    steps = sorted(files)
+    checkpoints = RunFolder(folder).checkpoints
+    steps = saved_steps(checkpoints)
     if not steps or len(steps) < (count or 1):
         raise CheckpointError(
             f"{folder} has {len(steps)} checkpoints, not {count or 1}; train --keep-checkpoints says how many stay"
@@ -43,11 +39,7 @@ def averaged(folder: Path, count: int | None = None) -> tuple[Translator, Transl
     steps = steps[-(count or len(steps)) :]
     total: dict[str, Tensor] = {}
     for step in steps:
-        try:
-            state = load_file(files[step])
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{files[step]} cannot be read: {error}") from error
-        for name, value in state.items():
+        for name, value in saved_weights(checkpoints, step).items():
             # in float64, whatever the run computes in; what is no weight is that of the last
             total[name] = value.double() + total.get(name, 0) if value.is_floating_point() else value
     own = network.state_dict()

@@ -101,6 +101,15 @@ class Network(Protocol):
 
 
 @torch.inference_mode()
+def log_probabilities(logits: Tensor) -> Tensor:
+    """Of the last dimension, in float32 at least: their sums decide, and half precision cannot tell them apart."""
+    return logits.to(_wide(logits.dtype)).log_softmax(-1)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
 def beam_search(
     network: Network, source: Tensor, search: Search, *, prefix: Sequence[Sequence[int]] | None = None
 ) -> list[list[Hypothesis]]:
@@ -128,13 +137,13 @@ def beam_search(
     # rows are hypotheses, those of a sentence side by side; the first step has one of each
     state, numbers = network.start(memory), torch.arange(len(longest))
     tokens = source.new_full((len(longest), 1, 1), EOS)
-    totals = memory.states.new_zeros(len(longest), 1)
+    totals = memory.states.new_zeros(len(longest), 1, dtype=_wide(memory.states.dtype))
     while len(numbers):
         logits, state = network.step(tokens[:, :, -1].flatten(), state)
         length = tokens.shape[2]  # of the hypotheses with their next token
         places = numbers.tolist()
         candidates = _candidates(
-            logits.log_softmax(-1),
+            log_probabilities(logits),
             totals,
             must_end=torch.tensor([length > longest[place] for place in places], device=source.device),
             may_end=length > search.min_length,

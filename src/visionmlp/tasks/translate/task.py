@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from visionmlp.engine.task import Task, TrainingLoss
 from visionmlp.models.translator import PAD, Translator
 from visionmlp.tasks.translate.batching import Batch
-from visionmlp.tasks.translate.decoding import Search, beam_search
+from visionmlp.tasks.translate.decoding import Search, beam_search, log_probabilities
 from visionmlp.tasks.translate.metrics import TranslationMetric
 from visionmlp.tasks.translate.tokenizer import Tokenizer
 
@@ -49,7 +49,7 @@ class Translation(Task):
         assert isinstance(model, Translator)
         logits = model(batch.source, batch.decoder_input)
         there = batch.target != PAD
-        own = logits.log_softmax(-1).gather(2, batch.target[..., None])[..., 0][there]
+        own = log_probabilities(logits).gather(2, batch.target[..., None])[..., 0][there]
         found = beam_search(model, batch.source, self.search)
         texts = [self.tokenizer.decode(best[0].tokens) for best in found]
         metric.update(own, texts, batch.numbers)
