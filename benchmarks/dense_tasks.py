@@ -147,7 +147,7 @@ def row(name: str, work: Path) -> str:
     stopped = "" if ended(folder) else f" of {options['--epochs']}"
     cost = minutes(folder, int(rows[-1]["step"]) * int(options["--batch-size"]))
     return (
-        f"| {run.title} | {run.family} | {HEADS[options['--head']]} | {machines([folder])} "
+        f"| {run.title} | {run.family} | {HEADS[options['--head']]} | {machines([folder]).partition(',')[0]} "
         f"| {rows[-1]['epoch']:.0f}{stopped} | {cost:.0f} | {run.scores[0]}: {rising(rows, run.scores[0])} "
         f"| **{judged}** |"
     )
@@ -182,6 +182,7 @@ def main() -> None:
         rows="\n".join(row(name, work) for name in known),
         miou=baseline["miou"],
         accuracy=baseline["pixel_accuracy"],
+        machine=machines(work / name for name in known),
         jobs=args.jobs,
         pictures="\n\n".join(filter(None, (picture(name, work) for name in known))),
         commands="\n\n".join(
@@ -194,7 +195,8 @@ def main() -> None:
 
 TEXT = """Backbones are the smallest published variants, not narrowed, trained on 4,500 images of imagenette
 ([families.md](families.md)); heads are narrow, 64 channels. Seed 0.
-{jobs} runs shared a GPU; a run on CPU cores had them to itself. Scores are percent. "held out" is the
+{machine}; {jobs} runs shared a GPU, and a run on CPU
+cores has one thread. Minutes are of training, without evaluation. Scores are percent. "held out" is the
 validation set, behind the epochs in brackets; the last column is of the test set, on the weights that were best on the
 validation set. The commonest class everywhere would have mIoU {miou:.1f} and pixel accuracy {accuracy:.1f} on CamVid's
 test set. "20 images" trains and scores on the same images: it shows that the detector can learn, nothing more.

@@ -2,7 +2,7 @@
 
     python benchmarks/translation.py --data MULTI30K_FOLDER --work FOLDER
 
-Minutes each on a GPU; ``--epochs 8`` is the budget for CPUs. A run that was stopped goes on, one that has ended is not
+Minutes each on a GPU; ``--epochs 6`` is the budget for CPUs. A run that was stopped goes on, one that has ended is not
 repeated. Writes the part "multi30k" of docs/results/translation.md, between its markers, of
 all runs in the folder that have ended, and its figure.
 """
@@ -26,7 +26,7 @@ FAMILIES = {"ResMLP": "resmlp_seq2seq_small", "Transformer": "transformer_seq2se
 SEEDS = (0, 1, 2)
 TEST = "test_2016_flickr"
 VOCABULARY = 5000
-BUDGETS = (12, 8)
+BUDGETS = (12, 6)
 """Epochs: of a GPU, and of a CPU."""
 SHOWN = (0, 200, 400, 600, 800)
 """Sentences of the page."""
@@ -177,7 +177,7 @@ Validation sentences, by the first seeds:
 {samples}
 
 `python benchmarks/translation.py --data MULTI30K_FOLDER --work FOLDER` trains all of it and writes this part, with
-`--epochs 8 --seeds 0` what two CPU cores do in an hour; that by hand:
+`--epochs 6 --seeds 0` what two CPU cores do in an hour; that by hand:
 
 ```
 {commands}
