@@ -1,6 +1,8 @@
 """A dataset with every fault is reported, each fault by its name."""
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +56,7 @@ def test_the_report_for_people_names_the_same(data: Path, capsys) -> None:
     assert main(["check-data", str(data)]) == 0
     out = capsys.readouterr().out
     assert "train: cannot be read: 2" in out
-    assert "the same pixels in training and evaluation: 1" in out
+    assert "the same pixels in several splits: 1" in out
     assert "60 x 40" in out
 
 
@@ -79,7 +81,8 @@ def test_objects_of_coco(tmp_path: Path, capsys) -> None:
     report = json.loads(capsys.readouterr().out)
     assert report["task"] == "detect"
     train, val = report["splits"]["train.json"], report["splits"]["val.json"]
-    assert (train["images"], val["images"], train["counted"], train["without_classes"]) == (4, 2, "objects", 1)
+    assert (train["images"], val["images"], train["counted"]) == (4, 2, "objects")
+    assert train["without_classes"] == [str(tmp_path / content["images"][3]["file_name"])]
     used = {image["id"] for image in content["images"][:2]}
     objects = [one for one in content["annotations"] if one["image_id"] in used and not one.get("iscrowd")]
     assert sum(train["per_class"].values()) == len(objects) > 0
@@ -113,6 +116,8 @@ def test_masks(tmp_path: Path, capsys) -> None:
     train = json.loads(capsys.readouterr().out)["splits"]["train"]
     assert set(train["per_class"]) == {"0", "1", "2", "3", "77"}
     assert not train["broken"]
+    assert main(["check-data", str(tmp_path)]) == 0
+    assert f"  77: {40 * 48} pixels\n" in capsys.readouterr().out
 
 
 def test_what_the_data_is_for(data: Path, tmp_path: Path, capsys) -> None:
@@ -128,3 +133,64 @@ def test_what_the_data_is_for(data: Path, tmp_path: Path, capsys) -> None:
         err = capsys.readouterr().err
         assert words in err
         assert err.count("\n") == 1
+
+
+def test_classes_are_compared_by_name(tmp_path: Path, capsys) -> None:
+    """Each split numbers its own."""
+    for number, name in enumerate(("train/a/0.png", "train/b/1.png", "train/c/2.png", "test/b/3.png", "test/c/4.png")):
+        picture(tmp_path / name, number)
+    for name in ("train/c/same.png", "test/c/same.png"):
+        picture(tmp_path / name, 10)
+    for name in ("train/a/other.png", "test/b/other.png"):  # number 0 in both
+        picture(tmp_path / name, 11)
+    assert main(["check-data", str(tmp_path), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [Path(names[0]).name for names in report["contradictions"]] == ["other.png"]
+    assert len(report["leaks"]) == 2
+
+
+def test_the_order_of_objects_says_nothing(tmp_path: Path, capsys) -> None:
+    make_scenes(tmp_path, "train", 3, seed=0)
+    content = json.loads((tmp_path / "train.json").read_text())
+    first, second = (tmp_path / image["file_name"] for image in content["images"][:2])
+    second.write_bytes(first.read_bytes())
+    of_first = [one for one in content["annotations"] if one["image_id"] == 100]
+    copies = [{**one, "id": 50 + one["id"], "image_id": 101} for one in of_first[::-1]]
+    content["annotations"] = [*of_first, *copies]
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    assert main(["check-data", str(tmp_path), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert len(report["duplicates"]) == 1
+    assert report["contradictions"] == []
+
+
+def test_a_layout_that_only_looks_like_another(data: Path, tmp_path: Path, capsys) -> None:
+    (data / "train_labels").mkdir()
+    (data / "train_labels" / "a.txt").write_text("0 0.5 0.5 1 1")  # no masks
+    assert main(["check-data", str(data), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["task"] == "classify"
+    (data / "train.json").write_text("{}")
+    assert main(["check-data", str(data)]) == 2
+    err = capsys.readouterr().err
+    assert "is not COCO's JSON" in err
+    assert "--task says otherwise" in err
+    assert main(["check-data", str(data), "--task", "classify"]) == 0
+    binary = camvid_tree(tmp_path / "binary", train=1, val=1)
+    (binary / "classes.json").write_text('{"class_names": ["no", "yes"]}')
+    for part in ("train_labels", "val_labels"):
+        Image.fromarray(np.array([[0, 255]] * 2, np.uint8).repeat(24, 1).repeat(20, 0)).save(binary / part / "000.png")
+    capsys.readouterr()
+    assert main(["check-data", str(binary)]) == 2
+    assert '"values": [0, 255] into classes.json' in capsys.readouterr().err
+    (binary / "classes.json").write_text('{"class_names": ["no", "yes"], "values": [0, 255]}')
+    assert main(["check-data", str(binary)]) == 0
+    assert main(["check-data", str(tmp_path / "nowhere"), "--task", "segment"]) == 2
+    assert "no folder" in capsys.readouterr().err
+
+
+def test_a_killed_worker_is_one_line(data: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("visionmlp.data.check.LabelledSplit.look", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    assert main(["check-data", str(data), "--num-workers", "1"]) == 2
+    err = capsys.readouterr().err
+    assert "a data worker failed" in err
+    assert "Traceback" not in err

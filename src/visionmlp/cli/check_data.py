@@ -26,14 +26,20 @@ def check_data(options: CheckDataOptions) -> int:
     if options.num_workers < 0:
         raise InvalidConfig(f"num-workers must not be negative, got {options.num_workers}")
     checks = {name: checked for name in TASKS if (checked := load_task(name).data_check) is not None}
-    task = options.task or _task_of((options.data_root or Path()) / options.data, checks)
+    folder = (options.data_root or Path()) / options.data
+    task = options.task or _task_of(folder, checks)
     if task not in checks:
         raise InvalidConfig(f"no data of task {task!r} to check; --task takes {', '.join(checks)}")
-    splits = checks[task].splits(options.data, options.data_root)
-    if not splits:
+    try:
+        splits = checks[task].splits(options.data, options.data_root)
+    except DataError as error:
+        if options.task or task == DEFAULT:
+            raise
         raise DataError(
-            f"{options.data} has no data in a layout of task {task}; 'train --task {task}' says what it needs"
-        )
+            f"{error}; it is looked at as data of task {task} for its layout, --task says otherwise"
+        ) from error
+    if not splits:
+        raise DataError(f"{folder} has no data in a layout of task {task}; 'train --task {task}' says what it needs")
     with bars() as progress:
         report = check(splits, num_workers=options.num_workers, progress=progress)
     if options.json:
@@ -72,9 +78,10 @@ def _print(task: str, report: "DataReport") -> None:
         _list(f"{name}: cannot be read", _lines(split.broken))
         _list(f"{name}: read, but odd", _lines(split.notes))
         _list(f"{name}: classes without {_ONE[counted]}", _empty(split))
-        if split.without_classes:
-            sys.stdout.write(f"{name}: images with nothing of any class: {split.without_classes}\n")
-    _list("the same pixels in training and evaluation", [", ".join(names) for names in report.leaks])
+        _list(f"{name}: images with nothing of any class", split.without_classes)
+        if not split.class_names_known:
+            _list(f"{name}: values of masks", [f"{value}: {count} pixels" for value, count in split.per_class.items()])
+    _list("the same pixels in several splits", [", ".join(names) for names in report.leaks])
     _list(f"the same pixels {_OTHERWISE[counted]}", [", ".join(names) for names in report.contradictions])
     _list("the same pixels within a split", [", ".join(names) for names in report.duplicates])
 

@@ -4,14 +4,14 @@ import dataclasses
 import hashlib
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from visionmlp.data.labelled import LabelledImages
-from visionmlp.data.loading import Reading, read_image
+from visionmlp.data.loading import Reading, leave_signals_to_main, loaded_by, read_image
 from visionmlp.data.policy import BadImage
 
 
@@ -21,8 +21,8 @@ class Seen(NamedTuple):
     image: Image.Image
     classes: Mapping[int, int]
     """How much of each class it has."""
-    told: Hashable
-    """All that the dataset says about it."""
+    told: str
+    """All that the dataset says about it, or a digest of that; the same text for the same in every split."""
 
 
 class CheckedImages(Protocol):
@@ -75,7 +75,8 @@ class LabelledSplit:
         if isinstance(reading.item, BadImage):
             return reading
         label = self.source.label(index)
-        return reading._replace(item=Seen(reading.item, {label: 1}, label))
+        # by name: each split has numbers of its own
+        return reading._replace(item=Seen(reading.item, {label: 1}, self.class_names[label]))
 
 
 class _Look(NamedTuple):
@@ -89,7 +90,7 @@ class _Look(NamedTuple):
     error: str | None
     notes: tuple[str, ...]
     classes: Mapping[int, int]
-    told: Hashable
+    told: str
 
 
 class _Looks(Dataset[_Look]):
@@ -103,7 +104,7 @@ class _Looks(Dataset[_Look]):
         item, notes = self.split.look(index)
         if isinstance(item, BadImage):
             # of an image and its mask, either may be the bad one
-            return _Look(item.name, None, "", item.reason, (), {}, None)
+            return _Look(item.name, None, "", item.reason, (), {}, "")
         pixels = f"{item.image.size}".encode() + item.image.tobytes()
         return _Look(
             self.split.name(index),
@@ -125,8 +126,10 @@ class SplitReport:
     """What is counted of each class: images, objects or pixels."""
     per_class: Mapping[str, int]
     """How many of them are in images that can be read."""
-    without_classes: int
-    """Images that can be read and have nothing of any class."""
+    class_names_known: bool
+    """Whether anything tells them; numbers stand for them otherwise."""
+    without_classes: Sequence[str]
+    """Names of images that can be read and have nothing of any class."""
     broken: Mapping[str, str]
     """Why an image cannot be read, by its name."""
     notes: Mapping[str, str]
@@ -143,7 +146,7 @@ class DataReport:
     duplicates: Sequence[tuple[str, ...]]
     """Names of images with the same pixels, within one split."""
     leaks: Sequence[tuple[str, ...]]
-    """The same over several splits: what is evaluated was trained on."""
+    """The same over several splits, as where what is evaluated was trained on."""
     contradictions: Sequence[tuple[str, ...]]
     """Those among both of which the dataset says different things, such as another class."""
 
@@ -166,7 +169,7 @@ def check_data(
         progress: called with each split and its number of images; what it returns is called behind each image.
     """
     reports: dict[str, SplitReport] = {}
-    same: defaultdict[str, list[tuple[str, str, Hashable]]] = defaultdict(list)
+    same: defaultdict[str, list[tuple[str, str, str]]] = defaultdict(list)
     for name, split in splits.items():
         advance = progress(name, len(split))
         looks: list[_Look] = []
@@ -188,14 +191,22 @@ def check_data(
 
 def _read(split: CheckedImages, num_workers: int) -> Iterator[_Look]:
     as_it_is: Any = _as_it_is
-    yield from DataLoader(_Looks(split), batch_size=None, num_workers=num_workers, collate_fn=as_it_is)
+    yield from loaded_by(
+        DataLoader(
+            _Looks(split),
+            batch_size=None,
+            num_workers=num_workers,
+            collate_fn=as_it_is,
+            worker_init_fn=leave_signals_to_main,
+        )
+    )
 
 
 def _as_it_is(look: _Look) -> _Look:
     return look
 
 
-def _names(entries: Sequence[tuple[str, str, Hashable]]) -> tuple[str, ...]:
+def _names(entries: Sequence[tuple[str, str, str]]) -> tuple[str, ...]:
     return tuple(name for _, name, _ in entries)
 
 
@@ -214,7 +225,8 @@ def _split_report(split: CheckedImages, looks: Sequence[_Look]) -> SplitReport:
         images=len(looks),
         counted=split.counted,
         per_class={name: counts[number] for number, name in numbered},
-        without_classes=sum(look.error is None and not any(look.classes.values()) for look in looks),
+        class_names_known=names is not None,
+        without_classes=[look.name for look in looks if look.error is None and not any(look.classes.values())],
         broken={look.name: look.error for look in looks if look.error is not None},
         notes={look.name: "; ".join(look.notes) for look in looks if look.notes},
         sides=sides,

@@ -281,24 +281,29 @@ def _loader(
         collate_fn=_Collated(collate),
         pin_memory=pin_memory,
         persistent_workers=num_workers > 0,
-        worker_init_fn=_leave_signals_to_main,
+        worker_init_fn=leave_signals_to_main,
         generator=torch.Generator(),  # workers' base seed; without it a draw from the global generator
     )
 
 
-def _leave_signals_to_main(_worker: int) -> None:
+def leave_signals_to_main(_worker: int) -> None:
+    """What workers begin with."""
     # Ctrl-C and timeout(1) signal the whole process group, but the main process needs its batches to stop in good
     # order; a second SIGTERM is the loader's own
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
-def _checked(loader: DataLoader[Any], bad_images: BadImageLog) -> Iterator[_Loaded]:
-    """Report bad images in the main process, and a worker's failure as one line."""
+def loaded_by(loader: DataLoader[Any]) -> Iterator[Any]:
+    """What a loader gives.
+
+    Raises:
+        DataError: in one line, if a worker fails or is killed.
+    """
     iterator = iter(loader)
     while True:
         try:
-            loaded: _Loaded = next(iterator)
+            loaded = next(iterator)
         except StopIteration:
             return
         except Exception as error:
@@ -306,6 +311,12 @@ def _checked(loader: DataLoader[Any], bad_images: BadImageLog) -> Iterator[_Load
                 raise
             lines = str(error).strip().splitlines() or [type(error).__name__]
             raise DataError(f"a data worker failed: {lines[-1]}; num_workers 0 shows where") from error
+        yield loaded
+
+
+def _checked(loader: DataLoader[Any], bad_images: BadImageLog) -> Iterator[_Loaded]:
+    """Report bad images in the main process."""
+    for loaded in loaded_by(loader):
         bad_images.report(loaded.bad)
         bad_images.note(loaded.notes)
         yield loaded

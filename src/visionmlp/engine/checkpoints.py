@@ -148,13 +148,13 @@ def saved_weights(folder: Path, step: int) -> dict[str, Tensor]:
         try:
             return load_file(_weights(folder, step))
         except (OSError, SafetensorError) as error:
-            raise RunFolderError(f"{_weights(folder, step)} cannot be read: {error}") from error
+            raise RunFolderError(f"{_weights(folder, step).name} cannot be read: {error}") from error
     try:
         tree = _read_state(_state(folder, step))
         names = {name: about for name, about in read_index(_shards(folder, step)).items() if name.startswith(_SHARDED)}
         return put_shards(tree["weights"], read_shards(_shards(folder, step), names, None))
     except VisionMLPError as error:
-        raise RunFolderError(f"{_shards(folder, step)} cannot be read: {error}") from error
+        raise RunFolderError(f"{_shards(folder, step).name} cannot be read: {error}") from error
 
 
 def _read_state(path: Path) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 """Beam search against transformers', exhaustive search and itself without caches; greedy search; sampling."""
 
+import functools
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -309,3 +311,18 @@ def test_options_that_cannot_be() -> None:
             beam_search(network, source, Search(max_length=8), prefix=prefix)
     with pytest.raises(InvalidConfig, match="temperature must be positive"):
         sample(network, source, Search(), seeds=[0, 1], temperature=0.0)
+
+
+@pytest.mark.parametrize("search", [beam_search, functools.partial(sample, seeds=[0])])
+def test_nothing_is_recorded_for_gradients(search: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = translator(0)
+    inference = []
+
+    def step(tokens: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
+        inference.append(torch.is_inference_mode_enabled())
+        return type(network).step(network, tokens, state)
+
+    monkeypatch.setattr(network, "step", step)
+    search(network, torch.tensor([[5, 6, EOS]]), Search(beam=2))
+    assert all(inference)
+    assert inference

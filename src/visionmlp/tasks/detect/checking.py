@@ -1,5 +1,6 @@
 """Images and objects as ``visionmlp check-data`` looks at them."""
 
+import hashlib
 from collections import Counter
 from pathlib import Path
 
@@ -34,8 +35,9 @@ class AnnotatedSplit:
         if isinstance(item, BadImage):
             return Reading(item._replace(name=self.name(index)), notes)
         objects = Counter(one.label - 1 for one in annotated.objects)
-        told = tuple((one.label, one.box, one.crowd) for one in annotated.instances)
-        return Reading(Seen(item, objects, told), notes)
+        # in any order
+        told = sorted((one.label, one.box, one.crowd) for one in annotated.instances)
+        return Reading(Seen(item, objects, hashlib.sha256(repr(told).encode()).hexdigest()), notes)
 
 
 def splits(folder: Path) -> dict[str, AnnotatedSplit]:

@@ -14,18 +14,14 @@ from visionmlp.tasks.segment.layouts import Pairs, open_parts
 
 
 class MaskedSplit:
-    """A split with the pixels of each class.
-
-    Args:
-        pairs: where images and masks are.
-        known: whether anything tells the classes.
-    """
+    """A split with the pixels of each class."""
 
     counted = "pixels"
 
-    def __init__(self, pairs: Pairs, *, known: bool) -> None:
+    def __init__(self, pairs: Pairs) -> None:
         self.images = MaskedImages(pairs)
-        self.class_names: Sequence[str] | None = pairs.classes.names if known else None
+        told = pairs.classes.origin != ""
+        self.class_names: Sequence[str] | None = pairs.classes.names if told else None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -51,7 +47,7 @@ def splits(folder: Path) -> dict[str, MaskedSplit]:
     Raises:
         DataError: for images or masks without a partner, and masks that would be read as something else.
     """
-    parts, known = open_parts(folder)
+    parts = open_parts(folder)
     for pairs in parts.values():
         check_masks(pairs)
-    return {name: MaskedSplit(pairs, known=known) for name, pairs in parts.items()}
+    return {name: MaskedSplit(pairs) for name, pairs in parts.items()}

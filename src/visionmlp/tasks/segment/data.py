@@ -141,7 +141,8 @@ def check_masks(pairs: Pairs) -> None:
     if values <= {0, IGNORE} and classes.count > 1:
         raise DataError(
             f"{pairs.title}: label 255 is the ignore label and covers {share:.0%} of the masks, which have no other "
-            "value but 0; did you mean class 1? Then give mask_values 0 255"
+            f"value{' but 0' * (0 in values)}; did you mean class 1? Then give mask_values 0 255, or write "
+            '"values": [0, 255] into classes.json'
         )
     if classes.origin == "ADE20K" and 150 not in values and counts[0]:
         raise DataError(

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from visionmlp.errors import DataError
 from visionmlp.tasks.definition import DataCheck, Scores, TaskDefinition, TrainResult
 from visionmlp.tasks.options import option
 from visionmlp.tasks.segment.config import SegmentConfig
@@ -127,7 +128,10 @@ def _recognises(folder: Path) -> bool:
 def _splits(data: str, root: Path | None) -> "dict[str, MaskedSplit]":
     from visionmlp.tasks.segment.checking import splits
 
-    return splits((root or Path()) / data)
+    folder = (root or Path()) / data
+    if not folder.is_dir():
+        raise DataError(f"no folder {folder}; data of this task is a folder, see docs/segmentation.md")
+    return splits(folder)
 
 
 TASK = TaskDefinition(

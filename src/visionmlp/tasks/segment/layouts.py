@@ -6,12 +6,13 @@ of the mask such as ``_mask``.
 
 import dataclasses
 import hashlib
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from visionmlp.data.files import find_images, natural_key
+from visionmlp.data.files import find_images, image_suffixes, natural_key
 from visionmlp.data.splits import EVALUATION_NAMES, TRAIN_NAMES, split_names
 from visionmlp.errors import DataError
 from visionmlp.tasks.segment.classes import (
@@ -122,24 +123,28 @@ def part_names(folder: Path) -> list[str]:
     """Names of the splits that a folder has in one of the layouts."""
     if is_cityscapes(folder):
         return [name for name in ("train", "val") if (folder / "leftImg8bit" / name).is_dir()]
-    return [name for name in (*TRAIN_NAMES, *EVALUATION_NAMES) if _place(folder, name) is not None]
+    places = {name: _place(folder, name) for name in (*TRAIN_NAMES, *EVALUATION_NAMES)}
+    # a folder of labels may hold text
+    return [name for name, place in places.items() if place is not None and all(map(_has_images, place))]
 
 
-def open_parts(folder: Path) -> tuple[dict[str, Pairs], bool]:
-    """Every split of a folder by its own name, and whether its classes are known; masks may hold any value otherwise.
+def _has_images(folder: Path) -> bool:
+    suffixes = tuple(image_suffixes())
+    return any(name.lower().endswith(suffixes) for _, _, names in os.walk(folder) for name in names)
+
+
+def open_parts(folder: Path) -> dict[str, Pairs]:
+    """Every split of a folder by its own name; where nothing tells the classes, masks may hold any value.
 
     Raises:
         DataError: as `open_pairs`.
     """
-    names = part_names(folder)
-    found = {
-        name: _cityscapes(folder, name) if is_cityscapes(folder) else _two_folders(folder, [name]) for name in names
-    }
-    known = read_classes(folder) is not None or all(pairs.classes is not _UNKNOWN for pairs in found.values())
-    return {
-        name: dataclasses.replace(pairs, classes=_classes(folder, pairs, None if known else IGNORE))
-        for name, pairs in found.items()
-    }, known
+    parts = {}
+    for name in part_names(folder):
+        found = _cityscapes(folder, name) if is_cityscapes(folder) else _two_folders(folder, [name])
+        told = found.classes is not _UNKNOWN or read_classes(folder) is not None
+        parts[name] = dataclasses.replace(found, classes=_classes(folder, found, None if told else IGNORE))
+    return parts
 
 
 def _classes(folder: Path, found: Pairs, num_classes: int | None) -> Classes:

@@ -34,7 +34,8 @@ def averaged(folder: Path, count: int | None = None) -> tuple[Translator, Transl
     steps = saved_steps(checkpoints)
     if not steps or len(steps) < (count or 1):
         raise CheckpointError(
-            f"{folder} has {len(steps)} checkpoints, not {count or 1}; train --keep-checkpoints says how many stay"
+            f"{folder} has {len(steps)} whole checkpoints, weights with their .state, not {count or 1}; "
+            "train --keep-checkpoints says how many stay"
         )
     steps = steps[-(count or len(steps)) :]
     total: dict[str, Tensor] = {}

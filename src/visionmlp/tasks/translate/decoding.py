@@ -100,7 +100,6 @@ class Network(Protocol):
         ...
 
 
-@torch.inference_mode()
 def log_probabilities(logits: Tensor) -> Tensor:
     """Of the last dimension, in float32 at least: their sums decide, and half precision cannot tell them apart."""
     return logits.to(_wide(logits.dtype)).log_softmax(-1)
@@ -110,6 +109,7 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
+@torch.inference_mode()
 def beam_search(
     network: Network, source: Tensor, search: Search, *, prefix: Sequence[Sequence[int]] | None = None
 ) -> list[list[Hypothesis]]:
