@@ -1,0 +1,146 @@
+"""Our forms against the textbook formulation of each family, with the same weights in the same runtime.
+
+    python benchmarks/textbook_speed.py --csv textbook_speed.csv
+    ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 python benchmarks/textbook_speed.py   # as without AVX-512
+
+All contenders of a model and a batch size take turns; times are medians, float32, 224x224. Eager mode is our packed
+deploy form against the textbook network as its authors serve it; OpenVINO is `visionmlp.deploy`'s session against the
+textbook network converted and compiled as OpenVINO's own documentation does it; "training" is forward and backward pass
+of both in training mode. A number above 1 says how many times as fast ours is.
+"""
+
+import argparse
+import csv
+import dataclasses
+import math
+import statistics
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+import visionmlp
+from textbook import deployed, pair
+from visionmlp.deploy.runtimes import session_of
+from visionmlp.files import beside
+from visionmlp.measure.timing import TrainingStep, describe_machine, interleave
+
+MODELS = (
+    "repmlpnet_t224",
+    "cyclemlp_b1",
+    "hiremlp_t",
+    "asmlp_t",
+    "dynamixer_s",
+    "vip_s7",
+    "resmlp_s24",
+    "mlpmixer_b16",
+)
+RUNTIMES = ("eager", "openvino", "onnxruntime", "training")
+TOLERANCE = 1e-5
+"""Of the largest output, in float32."""
+
+Call = Callable[[], object]
+
+
+def contenders(name: str, batch: int, runtime: str, threads: int) -> dict[str, Call]:
+    """Calls of ours and of the textbook's, after a comparison of what they compute."""
+    ours, theirs = pair(name)
+    images = torch.randn(batch, 3, 224, 224)
+    if runtime == "training":
+        models = {"ours": ours.train(), "textbook": theirs.train()}
+        for model in models.values():  # a statistic of one image is none
+            for module in model.modules():
+                if isinstance(module, nn.BatchNorm2d) and batch == 1:
+                    module.eval()
+        return {side: TrainingStep(model, model, images, 1000) for side, model in models.items()}
+    forms = {"ours": visionmlp.reparameterize(ours), "textbook": deployed(theirs)}
+    if runtime == "eager":
+        forms["ours"] = visionmlp.prepack(forms["ours"])
+        calls = {side: _inference(form, images) for side, form in forms.items()}
+    else:
+        calls = {
+            side: _session(form, images, runtime, threads, plain=side == "textbook") for side, form in forms.items()
+        }
+    outputs = [torch.as_tensor(call()) for call in calls.values()]
+    error = ((outputs[0] - outputs[1]).abs().max() / outputs[1].abs().max()).item()
+    if not error < TOLERANCE:
+        raise RuntimeError(f"{name} in {runtime}: the two differ by {error:.1e} of the largest output")
+    return calls
+
+
+def _inference(model: nn.Module, images: Tensor) -> Call:
+    return torch.inference_mode()(lambda: model(images))
+
+
+def _session(model: nn.Module, images: Tensor, runtime: str, threads: int, *, plain: bool) -> Call:
+    if plain and runtime == "openvino":
+        return _plain_openvino(model, images, threads)
+    session, values = session_of(model, images, runtime=runtime, threads=threads), images.numpy()  # type: ignore[arg-type]
+    return lambda: session(values)
+
+
+def _plain_openvino(model: nn.Module, images: Tensor, threads: int) -> Call:
+    import openvino
+
+    converted = openvino.convert_model(torch.export.export(model, (images,)))
+    compiled = openvino.compile_model(converted, "CPU", {"INFERENCE_NUM_THREADS": threads})
+    values = images.numpy()
+    return lambda: next(iter(compiled(values).values()))
+
+
+def measured(name: str, batches: list[int], runtimes: list[str], seconds: float) -> Iterator[dict[str, object]]:
+    for batch in batches:
+        calls: dict[tuple[str, str], Call] = {}
+        for runtime in runtimes:
+            try:
+                made = contenders(name, batch, runtime, torch.get_num_threads())
+            except Exception as error:  # as runtimes and exporters raise what they raise
+                print(f"{name}, batch {batch}, {runtime}: {' '.join(str(error).split())[:200]}", flush=True)
+                continue
+            calls |= {(runtime, side): call for side, call in made.items()}
+        times = {key: statistics.median(of) for key, of in interleave(calls, seconds=seconds).items()}
+        for runtime in dict.fromkeys(runtime for runtime, _ in times):
+            mine, theirs = (1e3 * times[runtime, side] for side in ("ours", "textbook"))
+            yield {
+                "model": name,
+                "batch_size": batch,
+                "runtime": runtime,
+                "ours_ms": round(mine, 2),
+                "textbook_ms": round(theirs, 2),
+                "times": round(theirs / mine, 3),
+            }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=MODELS, choices=MODELS, metavar="MODEL")
+    parser.add_argument("--batch-size", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--runtimes", nargs="+", default=RUNTIMES, choices=RUNTIMES)
+    parser.add_argument("--seconds", type=float, default=5.0, help="time for each contender")
+    parser.add_argument("--csv", type=Path)
+    arguments = parser.parse_args()
+
+    machine = dataclasses.asdict(describe_machine(torch.device("cpu")))
+    rows: list[dict[str, object]] = []
+    for name in arguments.models:
+        for row in measured(name, arguments.batch_size, arguments.runtimes, arguments.seconds):
+            rows.append({**row, **machine, "isa": torch.backends.cpu.get_cpu_capability()})
+            print(row, flush=True)
+    table = Table("model", *(f"{runtime}, batch {batch}" for runtime in RUNTIMES for batch in arguments.batch_size))
+    for name in arguments.models:
+        found = {(row["runtime"], row["batch_size"]): row["times"] for row in rows if row["model"] == name}
+        cells = (found.get((runtime, batch), math.nan) for runtime in RUNTIMES for batch in arguments.batch_size)
+        table.add_row(name, *(f"{cell:.2f}" for cell in cells))
+    Console(width=140).print(table)
+    if arguments.csv:
+        with beside(arguments.csv, force=True) as partial, partial.open("w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()
