@@ -1,5 +1,6 @@
 """``translate`` through ``main([...])``: line for line, files and pipes, JSON, and what is refused."""
 
+import gzip
 import io
 import json
 import subprocess
@@ -73,12 +74,12 @@ def test_from_a_file_a_pipe_and_into_a_file(model: Path, text: Path, capsys, mon
 
 def test_json_has_all(model: Path, text: Path, capsys) -> None:
     """Scores in float64, so that they are those of the same search anywhere."""
-    words = ["--beam", "5", "--n-best", "3", "--length-penalty", "1.5", "--early-stopping", "--min-length", "2"]
+    words = ["--beam", "5", "--n-best", "3", "--length-penalty", "1.5", "--stopping", "beam", "--min-length", "2"]
     words += ["--max-length", "14", "--max-length-ratio", "0.5", "--dtype", "float64", "--json", "--too-long", "skip"]
     assert main(["translate", str(model), str(text), *words]) == 0
     found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     search = Search(
-        beam=5, n_best=3, length_penalty=1.5, early_stopping=True, min_length=2, max_length=14, max_length_ratio=0.5
+        beam=5, n_best=3, length_penalty=1.5, stopping="beam", min_length=2, max_length=14, max_length_ratio=0.5
     )
     wanted = expected(model, search=search, too_long="skip", double=True)
     assert [line["source"] for line in found] == LINES
@@ -92,7 +93,7 @@ def test_json_has_all(model: Path, text: Path, capsys) -> None:
     # each option of the search says something
     for field, value in (
         ("length_penalty", 2.0),
-        ("early_stopping", False),
+        ("stopping", "exact"),
         ("min_length", 12),
         ("max_length", 9),
         ("max_length_ratio", 0.0),
@@ -228,9 +229,14 @@ def test_what_is_refused(model: Path, text: Path, capsys, monkeypatch: pytest.Mo
         ([str(model), "--seed", "0"], "--seed is about drawn translations"),
         ([str(model), "--sample", "--seed", "-1"], "seed must be at least 0"),
         ([str(model), "--sample", "--beam", "3"], "leave out --beam"),
-        ([str(model), "--sample", "--early-stopping"], "leave out --early-stopping"),
+        ([str(model), "--sample", "--stopping", "beam"], "leave out --stopping"),
+        ([str(model), "-", "--prefix", "-"], "cannot both be read from -"),
+        ([str(model), "--force"], "--force is about the file of --output"),
+        ([str(model), "--output", "-"], "--output takes a file"),
+        ([str(model), "--chunk", "99999999999999999999"], "chunk must be at least 1"),
+        ([str(model), "--threads", "99999999999"], "threads must be at least 1 and at most"),
         ([str(model), "--sample", "--prefix", str(few)], "--sample takes no --prefix"),
-        ([str(model), "--sample", "--temperature", "0"], "temperature must be positive"),
+        ([str(model), "--sample", "--temperature", "0"], "temperature must be a number of at least"),
         ([str(model), "--chunk", "0"], "chunk must be at least 1"),
         ([str(model), "--batch-size", "0"], "batch_size must be at least 1"),
         ([str(model), "--threads", "0"], "threads must be at least 1"),
@@ -244,6 +250,23 @@ def test_what_is_refused(model: Path, text: Path, capsys, monkeypatch: pytest.Mo
         assert message in printed.err, (words, printed.err)
         assert printed.err.count("\n") == 1
         assert printed.out == ""
+
+
+def test_files_of_another_kind_are_named(model: Path, text: Path, capsys) -> None:
+    for content, advice in (
+        (gzip.compress(b"ein Hund" * 100), "the file is compressed"),
+        ("ein Hund\n".encode("utf-16"), "iconv -f UTF-16"),
+        ("\u00e4\n".encode("latin1"), "iconv -f LATIN1"),
+    ):
+        text.write_bytes(content)
+        assert main(["translate", str(model), str(text)]) == 2
+        assert advice in capsys.readouterr().err
+
+
+def test_closed_standard_input_is_one_line(model: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", None)
+    assert main(["translate", str(model)]) == 2
+    assert "standard input is closed" in capsys.readouterr().err
 
 
 def test_help_and_refusals_do_not_wait_for_torch() -> None:

@@ -225,7 +225,7 @@ def test_names_and_options() -> None:
         ("resmlp_seq2seq_test", {"dropot": 0.1}, InvalidConfig, "did you mean dropout"),
         ("resmlp_seq2seq_test", {"norm": "batch"}, InvalidConfig, "norm must be one of"),
         ("resmlp_seq2seq_test", {"num_heads": 3}, InvalidConfig, "no multiple of num_heads"),
-        ("resmlp_seq2seq_test", {"max_length": 0}, InvalidConfig, "max_length must be at least 1"),
+        ("resmlp_seq2seq_test", {"max_length": 0}, InvalidConfig, "max_length must be a whole number from 1"),
         ("transformer_seq2seq_test", {"dropout": float("nan")}, InvalidConfig, "dropout must be a number"),
         ("transformer_seq2seq_test", {"norm": "affine"}, InvalidConfig, "has no option 'norm'"),
     ):

@@ -13,6 +13,7 @@ from visionmlp.cli.command import plain_command
 from visionmlp.cli.output import counting, say
 from visionmlp.cli.usage import UsageError
 from visionmlp.cli.words import check_options, positional_first
+from visionmlp.errors import InvalidConfig
 from visionmlp.files import beside
 from visionmlp.tasks.translate.options import TranslateOptions
 
@@ -29,7 +30,11 @@ def translate(options: TranslateOptions) -> int:
 
     unusual: dict[str, list[str]] = {"cut": [], "skipped": []}
     counts = dict.fromkeys(unusual, 0)
-    interactive = not options.files and sys.stdin.isatty()
+    if options.output is None and options.force:
+        raise InvalidConfig("--force is about the file of --output; give it, or leave this out")
+    if str(options.output) == "-":
+        raise InvalidConfig("--output takes a file; without it translations go to standard output")
+    interactive = not options.files and sys.stdin is not None and sys.stdin.isatty()
     with contextlib.ExitStack() as stack:
         file: TextIO | None = None
         if options.output is not None:

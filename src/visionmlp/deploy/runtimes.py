@@ -47,6 +47,9 @@ RUNTIMES: dict[str, tuple[Runtime, ...]] = {
 program or machine code, which nobody shall run without knowing."""
 
 
+_MOST_THREADS = 4096
+
+
 def open_session(path: Path, *, runtime: Runtime | None = None, threads: int | None = None) -> Session:
     """An exported file, ready to run on the CPU.
 
@@ -139,9 +142,9 @@ def _call_of(
 
 
 def check_threads(threads: int | None) -> None:
-    """Raise InvalidConfig for fewer than one."""
-    if threads is not None and threads < 1:
-        raise InvalidConfig(f"threads must be at least 1, got {threads}")
+    """Raise InvalidConfig for fewer than one, or more than any machine has."""
+    if threads is not None and not 1 <= threads <= _MOST_THREADS:
+        raise InvalidConfig(f"threads must be at least 1 and at most {_MOST_THREADS}, got {threads}")
 
 
 # ONNX Runtime

@@ -178,7 +178,7 @@ def extend_positions(network: ResMLPSeq2Seq, max_length: int) -> ResMLPSeq2Seq:
     if not isinstance(network, ResMLPSeq2Seq):
         raise InvalidConfig(f"{type(network).__name__} has no matrices over positions; build it with max_length")
     before = network.config.max_length
-    if max_length < before:
+    if type(max_length) is not int or max_length < before:
         raise InvalidConfig(f"max_length must be at least the {before} of the model, got {max_length}")
     extended = copy.deepcopy(network)
     extended.config = dataclasses.replace(network.config, max_length=max_length)

@@ -21,6 +21,7 @@ from visionmlp.layers.memory_attention import KeysValues
 from visionmlp.layers.sequence_mixing import check_length
 
 BOS, PAD, EOS, UNK = range(4)
+_MOST, _MOST_LAYERS = 1 << 20, 256
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,7 +48,11 @@ class TranslatorConfig:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.type is int:
-                self.require(type(value) is int and value >= 1, f"{field.name} must be at least 1, got {value!r}")
+                most = _MOST_LAYERS if field.name == "depth" else _MOST
+                self.require(
+                    type(value) is int and 1 <= value <= most,
+                    f"{field.name} must be a whole number from 1 to {most}, got {value!r}",
+                )
             elif field.type is float:
                 number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
                 self.require(number and value >= 0, f"{field.name} must be a number of at least 0, got {value!r}")

@@ -60,6 +60,8 @@ def save_translator(
         CheckpointError: if the file cannot be written, or the network was changed so that nothing could load it.
     """
     path, network = Path(path), unwrapped_to(Translator, network)
+    if not tokenizer:
+        raise CheckpointError("the tokenizer is empty; give the content of sentencepiece's model")
     config = dataclasses.asdict(network.config)
     metadata = {
         "task": TASK,
@@ -102,6 +104,10 @@ def load_translator(path: str | os.PathLike[str]) -> tuple[Translator, Translato
         raise CheckpointError(f"{path} is truncated or not a safetensors file") from error
     fields = _fields(text, path)
     tokenizer = _tokenizer(state, fields, path)
+    if len(dtypes := {value.dtype for value in state.values()}) != 1 or not dtypes.pop().is_floating_point:
+        raise CheckpointError(
+            f"{path} has weights of several dtypes, or of whole numbers; it is no network that trained"
+        )
     try:
         twin = _on_meta(fields["model"], fields["config"])
         check_fit(fields["model"], twin.state_dict(), state, str(path))

@@ -63,6 +63,21 @@ def test_one_file(name: str, tmp_path: Path) -> None:
     assert len(corpus.first(2)) == 2
 
 
+def test_which_table(tmp_path: Path) -> None:
+    """Not the first of several, nor what macOS leaves beside each."""
+    (tmp_path / "b.val.en-de.tsv").write_text("x\ty\n")
+    (tmp_path / "._b.val.en-de.tsv").write_bytes(b"\x00\xff")
+    assert open_corpus(tmp_path, "val", "en", "de").source == ["x"]
+    (tmp_path / "a.val.en-de.tsv.gz").write_bytes(gzip.compress(b"z\tw\n"))
+    with pytest.raises(DataError, match=r"has a.val.en-de.tsv.gz and b.val.en-de.tsv; leave one"):
+        open_corpus(tmp_path, "val", "en", "de")
+    (tmp_path / "val.en-de.tsv").write_text("own\ty\n")
+    assert open_corpus(tmp_path, "val", "en", "de").source == ["own"]
+    for split in ("/tmp/elsewhere", "**x"):
+        with pytest.raises(DataError, match="has no"):
+            open_corpus(tmp_path, split, "en", "de")
+
+
 def test_a_mark_and_a_last_line_without_end(tmp_path: Path) -> None:
     (tmp_path / "train.en").write_bytes(b"\xef\xbb\xbfone\ntwo")
     (tmp_path / "train.de").write_bytes(b"eins\r\nzwei\x00")

@@ -23,7 +23,7 @@ from tests.randomise import randomise
 from visionmlp.errors import InvalidConfig
 from visionmlp.models.translator import BOS, EOS, PAD, UNK, DecoderState, Memory, Translator, create_translator
 from visionmlp.tasks.translate import decoding
-from visionmlp.tasks.translate.decoding import Hypothesis, Search, beam_search, sample
+from visionmlp.tasks.translate.decoding import Hypothesis, NoTranslation, Search, beam_search, sample
 
 ALPHAS = (-0.5, 0.0, 0.6, 1.0, 2.0)
 
@@ -96,7 +96,7 @@ def oracle(network: Translator, source: Tensor, search: Search, longest: int) ->
         attention_mask=torch.ones(len(source), 1, dtype=torch.long),
         num_beams=search.beam,
         num_return_sequences=search.n_best,
-        early_stopping=search.early_stopping,
+        early_stopping=search.stopping == "beam",
         length_penalty=search.length_penalty,
         max_new_tokens=longest + 1,
         min_new_tokens=search.min_length,
@@ -129,7 +129,7 @@ def test_hypotheses_and_scores_are_transformers() -> None:
             beam=4,
             n_best=1 + seed % 4,
             length_penalty=(0.0, 0.6, 1.0, 2.0)[seed % 4],
-            early_stopping=True,
+            stopping="beam",
             max_length=(6, 14)[seed % 2],
             min_length=1 + seed % 3,
         )
@@ -160,7 +160,7 @@ def exhaustive(network: Translator, source: Tensor, search: Search, longest: int
 @pytest.mark.parametrize("alpha", ALPHAS)
 @torch.no_grad()
 def test_a_wide_beam_finds_the_best_of_all(alpha: float) -> None:
-    search = Search(beam=130, n_best=5, length_penalty=alpha, max_length=4)
+    search = Search(beam=130, n_best=5, length_penalty=alpha, max_length=4, stopping="exact")
     for seed in range(3):
         network = translator(seed, vocabulary=UNK + 4)
         source = sentences([4], seed=seed, vocabulary=UNK + 4)[0]
@@ -182,7 +182,7 @@ def test_stopping_loses_nothing(alpha: float, monkeypatch: pytest.MonkeyPatch) -
             beam_search(
                 translator(seed),
                 padded(sentences([3, 7], seed=seed)),
-                Search(beam=beam, n_best=n_best, length_penalty=alpha, max_length=9),
+                Search(beam=beam, n_best=n_best, length_penalty=alpha, max_length=9, stopping="exact"),
             )
             for seed, beam, n_best in cases
         ]
@@ -309,7 +309,7 @@ def test_options_that_cannot_be() -> None:
     ):
         with pytest.raises(InvalidConfig, match=message):
             beam_search(network, source, Search(max_length=8), prefix=prefix)
-    with pytest.raises(InvalidConfig, match="temperature must be positive"):
+    with pytest.raises(InvalidConfig, match="temperature must be a number of at least"):
         sample(network, source, Search(), seeds=[0, 1], temperature=0.0)
 
 
@@ -326,3 +326,62 @@ def test_nothing_is_recorded_for_gradients(search: Any, monkeypatch: pytest.Monk
     search(network, torch.tensor([[5, 6, EOS]]), Search(beam=2))
     assert all(inference)
     assert inference
+
+
+class Repeating:
+    """A network that would end behind a few words, and says one for ever with confidence behind these."""
+
+    def __init__(self, network: Translator) -> None:
+        self.network, self.config, self.encode, self.start = network, network.config, network.encode, network.start
+        self.steps = 0
+
+    def step(self, tokens: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
+        _, state = self.network.step(tokens, state)
+        self.steps += 1
+        logits = torch.zeros(len(tokens), self.config.vocab_size, dtype=torch.float64)
+        logits[:, 7] = 2 if self.steps < 3 else 9
+        logits[:, EOS] = -9 if self.steps < 3 else 9 if self.steps < 6 else 5
+        return logits, state
+
+
+def test_confidence_behind_all_training_is_not_followed_by_default() -> None:
+    """As fairseq's rule, by which published numbers were made; exact search finds the better score."""
+    source = torch.tensor([[5, 6, EOS]])
+    (given,), (exact,) = (
+        beam_search(Repeating(translator(0)), source, Search(beam=2, max_length=20, **options))  # type: ignore[arg-type]
+        for options in ({}, {"stopping": "exact"})
+    )
+    assert len(given[0].tokens) < 5
+    assert len(exact[0].tokens) == 20
+    assert exact[0].score > given[0].score
+
+
+@pytest.mark.parametrize("search", [beam_search, functools.partial(sample, seeds=[0])])
+def test_nan_is_no_translation(search: Any) -> None:
+    network = translator(0)
+    with torch.no_grad():
+        network.embedding.weight[7, 3] = torch.nan
+    with pytest.raises(NoTranslation, match="NaN or infinite logits"):
+        search(network, torch.tensor([[5, 6, EOS]]), Search(beam=2))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"beam": 10**12}, "beam must be at most 1000"),
+        ({"stopping": "never"}, "stopping must be beam or exact"),
+        ({"min_length": 9, "max_length": 3}, "min_length 9 is more than max_length"),
+        ({"length_penalty": 500.0}, "length_penalty must be a number from"),
+        ({"length_penalty": -100000.0}, "length_penalty must be a number from"),
+        ({"max_length_ratio": float("inf")}, "max_length_ratio must be"),
+    ],
+)
+def test_searches_that_cannot_be(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidConfig, match=message):
+        Search(**options)
+
+
+def test_temperatures_that_cannot_be() -> None:
+    network, source = translator(0), torch.tensor([[5, EOS]])
+    with pytest.raises(InvalidConfig, match="temperature must be a number of at least"):
+        sample(network, source, Search(), seeds=[0], temperature=1e-320)

@@ -1,13 +1,14 @@
 """Runs: two tasks that are learned, a kill that changes nothing, files, scores, messages."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import visionmlp
 from tests.tasks.processes import run as process_run
@@ -257,12 +258,68 @@ def test_the_mean_of_checkpoints(data: Path, tmp_path: Path, capsys: Any) -> Non
     assert info.languages == ("in", "back")
     for line, message in (
         (words, "exists; give another"),
-        ([*words, "--force", "--checkpoints", "4"], "has 3 checkpoints, not 4"),
+        ([*words, "--force", "--checkpoints", "4"], "has 3 whole checkpoints, weights with their .state, not 4"),
         ([*words, "--force", "--checkpoints", "0"], "checkpoints must be at least 1"),
         (["average", str(tmp_path), "--output", str(tmp_path / "n.safetensors")], "is no run folder"),
     ):
         assert main(line) == 2
         assert message in capsys.readouterr().err
+
+
+def test_checkpoints_that_have_no_mean(data: Path, tmp_path: Path, capsys: Any) -> None:
+    run = tmp_path / "run"
+    process_run(fields(data, run, max_steps=2, save_every=1, max_pairs=50, eval_steps=2, warmup_steps=0))
+    capsys.readouterr()
+    path = run / "checkpoints/step-000001.safetensors"
+    state = load_file(path)
+    name = "embedding.weight"
+    for damaged, message in (
+        ({key: value for key, value in state.items() if key != name}, f"step 1 of {run} does not fit resmlp_seq2seq_test: 1 missing ({name})"),
+        ({**state, name: state[name][:5]}, "step 1"),
+        ({**state, name: state[name] * torch.nan}, f"{name} of step 1 of {run} is not finite"),
+    ):
+        save_file(damaged, path)
+        assert main(["average", str(run), "--output", str(tmp_path / "mean.safetensors")]) == 2
+        err = capsys.readouterr().err
+        assert message in err
+        assert err.count("\n") == 1
+    assert not (tmp_path / "mean.safetensors").exists()
+
+
+def test_a_name_means_a_fresh_network(trained: Path, data: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    """Whatever lies beside it."""
+    shutil.copytree(trained, tmp_path / "resmlp_seq2seq_test")
+    monkeypatch.chdir(tmp_path)
+    process_run(fields(data, tmp_path / "run", vocab_size=270, max_steps=1, max_pairs=50, warmup_steps=0))
+    assert load_translator(tmp_path / "run")[0].config.vocab_size == 270
+
+
+def test_diverged_training_is_one_line(data: Path, tmp_path: Path, capsys: Any) -> None:
+    options = fields(data, tmp_path / "run", max_steps=2, max_pairs=50, warmup_steps=0, lr=1e30)
+    words = [
+        word
+        for name, value in options.items()
+        if name not in ("model", "model_args")
+        for word in (f"--{name.replace('_', '-')}", str(value))
+    ]
+    words += ["--model-args", json.dumps(options["model_args"])]
+    assert main(["train", options["model"], *words]) == 2
+    err = capsys.readouterr().err
+    assert "Traceback" not in err
+    assert "error: " in err
+
+
+def test_a_tokenizer_of_another_network(trained: Path, data: Path, tmp_path: Path, capsys: Any) -> None:
+    network, _ = load_translator(trained)
+    other = tmp_path / "t.model"
+    words = ["train-tokenizer", str(data), "--source", "in", "--target", "back", "--output", str(other)]
+    assert main([*words, "--vocab-size", "270"]) == 0
+    save_translator(tmp_path / "m.safetensors", network, tokenizer=other.read_bytes(), languages=("in", "back"))
+    capsys.readouterr()
+    assert main(["eval", str(tmp_path / "m.safetensors"), "--data", str(data), "--split", "val"]) == 2
+    assert "has 270 symbols, but the network 277" in capsys.readouterr().err
+    with pytest.raises(CheckpointError, match="tokenizer is empty"):
+        save_translator(tmp_path / "m.safetensors", network, tokenizer=b"")
 
 
 def test_files(trained: Path, tmp_path: Path) -> None:

@@ -187,8 +187,8 @@ def test_what_cannot_be(network: Translator) -> None:
             translator(network, **options)
     for options, message in (
         ({"seed": -1}, "seed must be at least 0"),
-        ({"temperature": 0.0}, "temperature must be positive"),
-        ({"temperature": float("nan")}, "temperature must be positive"),
+        ({"temperature": 0.0}, "temperature must be a number of at least"),
+        ({"temperature": float("nan")}, "temperature must be a number of at least"),
         ({"top_k": 0}, "top_k must be at least 1"),
     ):
         with pytest.raises(InvalidConfig, match=message):

@@ -8,6 +8,7 @@ from torch import Tensor
 from visionmlp.engine import RunFolder
 from visionmlp.engine.checkpoints import saved_steps, saved_weights
 from visionmlp.errors import CheckpointError, InvalidConfig
+from visionmlp.models.official import check_fit
 from visionmlp.models.translator import Translator
 from visionmlp.models.translator_files import TranslatorInfo, load_translator
 
@@ -24,7 +25,8 @@ def averaged(folder: Path, count: int | None = None) -> tuple[Translator, Transl
 
     Raises:
         InvalidConfig: for fewer than one.
-        CheckpointError: if there are not so many.
+        CheckpointError: if there are not so many, or one is not finite.
+        CheckpointMismatch: if one is of another network.
         RunFolderError: if one cannot be read.
     """
     if count is not None and count < 1:
@@ -38,16 +40,18 @@ def averaged(folder: Path, count: int | None = None) -> tuple[Translator, Transl
             "train --keep-checkpoints says how many stay"
         )
     steps = steps[-(count or len(steps)) :]
-    total: dict[str, Tensor] = {}
+    own, total = network.state_dict(), dict[str, Tensor]()
     for step in steps:
-        for name, value in saved_weights(checkpoints, step).items():
+        state = saved_weights(checkpoints, step)
+        check_fit(info.model, own, state, f"step {step} of {folder}")
+        for name, value in state.items():
+            if not value.isfinite().all():
+                raise CheckpointError(f"{name} of step {step} of {folder} is not finite; average fewer --checkpoints")
             # in float64, whatever the run computes in; what is no weight is that of the last
             total[name] = value.double() + total.get(name, 0) if value.is_floating_point() else value
-    own = network.state_dict()
     mean = {
         name: (value / len(steps)).to(own[name].dtype) if value.dtype == torch.float64 else value
         for name, value in total.items()
-        if name in own
     }
     network.load_state_dict(mean)
     return network, info, steps

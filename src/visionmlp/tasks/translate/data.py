@@ -73,8 +73,9 @@ def open_corpus(
 
     Args:
         data: ``hfds/NAME``, see `visionmlp.tasks.translate.hugging_face`; or a folder with ``SPLIT.en`` and
-            ``SPLIT.de``, or ``SPLIT.en-de.en`` and ``SPLIT.en-de.de``, or ``SPLIT.en-de.tsv`` (``SPLIT.tsv``) whose
-            first column is the first language of the name; each perhaps with ``.gz``.
+            ``SPLIT.de``, or ``SPLIT.en-de.en`` and ``SPLIT.en-de.de``, or ``SPLIT.en-de.tsv`` whose
+            first column is the first language of the name, or ``SPLIT.tsv`` whose first column is the source; each
+            perhaps with ``.gz``, and tables with another name and a dot in front.
         split: its name in the files.
         source: language, as in the names.
         target: language.
@@ -102,7 +103,7 @@ def open_corpus(
                 )
             return _corpus(f"{folder}/{split}", *sides)
     for stem, swapped in ((pairs[1], False), (pairs[2], True), (split, False)):
-        path = next((found for prefix in ("", "*.") for found in _tables(folder, f"{prefix}{stem}.tsv")), None)
+        path = _table(folder, f"{stem}.tsv")
         if path is not None:
             columns = list(_columns(path))
             sides = [[row[place] for row in columns] for place in ((1, 0) if swapped else (0, 1))]
@@ -137,8 +138,15 @@ def _there(folder: Path, name: str) -> Path | None:
     return next((folder / f"{name}{end}" for end in _SUFFIXES if (folder / f"{name}{end}").is_file()), None)
 
 
-def _tables(folder: Path, pattern: str) -> list[Path]:
-    return [path for end in _SUFFIXES for path in sorted(folder.glob(f"{pattern}{end}"))]
+def _table(folder: Path, name: str) -> Path | None:
+    """The file of a name, or the one that has it behind another and a dot."""
+    if (path := _there(folder, name)) is not None:
+        return path
+    ends = tuple(f".{name}{end}" for end in _SUFFIXES)
+    found = sorted(path for path in folder.iterdir() if path.name.endswith(ends) and not path.name.startswith("."))
+    if len(found) > 1:
+        raise DataError(f"{folder} has {found[0].name} and {found[1].name}; leave one of them there, or call it {name}")
+    return found[0] if found else None
 
 
 def _columns(path: Path) -> Iterator[list[str]]:

@@ -8,15 +8,26 @@ forced and scored. Padding, begin and unknown symbols are never produced, and th
 
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, get_args
 
 import torch
 from torch import Tensor
 
-from visionmlp.errors import InvalidConfig
+from visionmlp.errors import InvalidConfig, VisionMLPError
 from visionmlp.models.translator import BOS, EOS, PAD, UNK, DecoderState, Memory, TranslatorConfig
 
 NEVER = (BOS, PAD, UNK)
+
+
+Stopping = Literal["beam", "exact"]
+_MOST_BEAMS = 1000
+_MOST_PENALTY = 20.0
+"""Lengths to this power are numbers still."""
+_LEAST_TEMPERATURE = 1e-6
+
+
+class NoTranslation(VisionMLPError):
+    """A network gives no probabilities."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,9 +40,10 @@ class Search:
     """Exponent of the length: above 0 longer translations score better; the Transformer's 0.6, fairseq's default 1."""
     n_best: int = 1
     """Translations of a sentence, at most ``beam``."""
-    early_stopping: bool = False
-    """End a sentence when ``beam`` hypotheses have ended, as fairseq. Otherwise it ends when no other hypothesis of the
-    beam can come to a better score than the worst of the best ``n_best``."""
+    stopping: Stopping = "beam"
+    """End a sentence when ``beam`` hypotheses have ended, as fairseq; or "exact", when no other hypothesis of the beam
+    can come to a better score than the worst of the best ``n_best``. A network may repeat a word with confidence where
+    its training had no sentence as long; exact search follows it there, and finds that better than a translation."""
     max_length_ratio: float = 0.0
     """fairseq's max-len-a: longest translation is ratio x source tokens + ``max_length``."""
     max_length: int = 200
@@ -43,12 +55,19 @@ class Search:
         for name, least in (("beam", 1), ("n_best", 1), ("max_length", 1), ("min_length", 1)):
             if getattr(self, name) < least:
                 raise InvalidConfig(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if self.beam > _MOST_BEAMS:
+            raise InvalidConfig(f"beam must be at most {_MOST_BEAMS}, got {self.beam}")
+        if self.stopping not in get_args(Stopping):
+            raise InvalidConfig(f"stopping must be beam or exact, got {self.stopping!r}")
+        if self.max_length_ratio == 0 and self.min_length > self.max_length:
+            raise InvalidConfig(f"min_length {self.min_length} is more than max_length, {self.max_length}")
         if self.n_best > self.beam:
             raise InvalidConfig(f"n_best {self.n_best} must be at most the beam, {self.beam}")
-        if not self.max_length_ratio >= 0:
+        if not 0 <= self.max_length_ratio < float("inf"):
             raise InvalidConfig(f"max_length_ratio must be at least 0, got {self.max_length_ratio}")
-        if not abs(self.length_penalty) < float("inf"):
-            raise InvalidConfig(f"length_penalty must be a number, got {self.length_penalty}")
+        if not abs(self.length_penalty) <= _MOST_PENALTY:
+            limits = f"from -{_MOST_PENALTY:g} to {_MOST_PENALTY:g}"
+            raise InvalidConfig(f"length_penalty must be a number {limits}, got {self.length_penalty}")
 
     def longest(self, source_tokens: int, positions: int) -> int:
         """Tokens in front of the end symbol, at most.
@@ -101,8 +120,18 @@ class Network(Protocol):
 
 
 def log_probabilities(logits: Tensor) -> Tensor:
-    """Of the last dimension, in float32 at least: their sums decide, and half precision cannot tell them apart."""
-    return logits.to(_wide(logits.dtype)).log_softmax(-1)
+    """Of the last dimension, in float32 at least: their sums decide, and half precision cannot tell them apart.
+
+    Raises:
+        NoTranslation: for logits that are none.
+    """
+    found = logits.to(_wide(logits.dtype)).log_softmax(-1)
+    if found.isnan().any():
+        raise NoTranslation(
+            "the network gives NaN or infinite logits, so nothing is a translation; its training has diverged or its "
+            "file is damaged: take an earlier checkpoint, or train with a smaller learning rate"
+        )
+    return found
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -127,6 +156,7 @@ def beam_search(
     Raises:
         SentenceTooLong: for a source beyond the network's length.
         InvalidConfig: for a prefix that is longer than a translation may be, or has special symbols.
+        NoTranslation: for a network that gives no probabilities.
     """
     memory = network.encode(source)
     positions = network.config.max_length
@@ -251,7 +281,7 @@ def _is_done(found: Sequence[Hypothesis], best: float, tokens: int, longest: int
     """
     if best == -torch.inf:
         return True
-    if search.beam == 1 or search.early_stopping:
+    if search.beam == 1 or search.stopping == "beam":
         return len(found) >= search.beam
     return len(found) >= search.n_best and found[search.n_best - 1].score >= search.best_possible(best, tokens, longest)
 
@@ -264,6 +294,12 @@ def _check_prefixes(prefixes: Sequence[Sequence[int]], longest: Sequence[int], v
             raise InvalidConfig(f"a prefix of {len(part)} tokens is longer than a translation may be, {most}")
         if any(token in (*NEVER, EOS) or not 0 <= token < vocabulary for token in part):
             raise InvalidConfig("a prefix must have words of the vocabulary only, no special symbols")
+
+
+def check_temperature(temperature: float) -> None:
+    """Raise InvalidConfig for one that nothing can be divided by."""
+    if not _LEAST_TEMPERATURE <= temperature < float("inf"):
+        raise InvalidConfig(f"temperature must be a number of at least {_LEAST_TEMPERATURE:g}, got {temperature}")
 
 
 @torch.inference_mode()
@@ -289,9 +325,11 @@ def sample(
     Raises:
         SentenceTooLong: for a source beyond the network's length.
         InvalidConfig: for a temperature that is not positive, or ``top_k`` below 1.
+        NoTranslation: for a network that gives no probabilities.
     """
-    if not 0 < temperature < float("inf") or (top_k is not None and top_k < 1):
-        raise InvalidConfig(f"temperature must be positive and top_k at least 1, got {temperature} and {top_k}")
+    check_temperature(temperature)
+    if top_k is not None and top_k < 1:
+        raise InvalidConfig(f"top_k must be at least 1, got {top_k}")
     memory = network.encode(source)
     longest = [search.longest(count, network.config.max_length) for count in memory.mask.sum(1).tolist()]
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -303,7 +341,7 @@ def sample(
         logits, state = network.step(tokens[:, -1], state)
         length = tokens.shape[1]
         logits = logits.double().cpu()
-        log_probabilities = logits.log_softmax(-1)
+        probabilities = log_probabilities(logits)
         logits[:, list(NEVER)] = -torch.inf
         if length <= search.min_length:
             logits[:, EOS] = -torch.inf
@@ -317,7 +355,7 @@ def sample(
                 shares = (logits[row] / temperature).softmax(-1)
                 word = int(torch.multinomial(shares, 1, generator=generators[number]))
             drawn.append(word)
-            totals[number] += log_probabilities[row, word].item()
+            totals[number] += probabilities[row, word].item()
             if word == EOS:
                 words = tokens[row, 1:].tolist()
                 answers[number] = Hypothesis(words, search.score(totals[number], len(words) + 1), totals[number])

@@ -5,7 +5,7 @@
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from visionmlp.errors import InvalidConfig
 from visionmlp.tasks.definition import Scores, TaskDefinition, TrainResult
@@ -26,7 +26,10 @@ class TranslateEvalOptions:
     split: str = option("name of the files, such as test_2016_flickr; default: the run's validation set", "")
     beam: int = option("hypotheses of a sentence that are followed", 4)
     length_penalty: float = option("exponent of the length that log-probabilities are divided by", 1.0)
-    early_stopping: bool = option("end a sentence when as many hypotheses as the beam have ended, as fairseq", False)
+    stopping: Literal["beam", "exact"] = option(
+        "end a sentence when as many hypotheses as the beam have ended, as fairseq, or when nothing better can come",
+        "beam",
+    )
     batch_tokens: int = option("tokens of a batch", 4096)
     tokenised: bool = option(
         "also BLEU of the words between blanks, for text that a tokeniser has been over, as papers of 2018 report",

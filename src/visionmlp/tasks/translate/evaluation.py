@@ -7,6 +7,7 @@ from typing import cast
 
 import torch
 
+from visionmlp.deploy.runtimes import check_threads
 from visionmlp.engine import evaluate as evaluate_task
 from visionmlp.errors import InvalidConfig
 from visionmlp.files import beside
@@ -35,21 +36,21 @@ def scores(options: TranslateEvalOptions) -> Scores:
     """
     if options.batch_tokens < 1:
         raise InvalidConfig(f"batch-tokens must be at least 1, got {options.batch_tokens}")
-    if options.threads is not None and options.threads < 1:
-        raise InvalidConfig(f"threads must be at least 1, got {options.threads}")
+    check_threads(options.threads)
     if options.split_hyphens and not options.tokenised:
         raise InvalidConfig("--split-hyphens is about the score of --tokenised; give it, or leave this out")
     if options.force and options.output is None:
         raise InvalidConfig("--force is about the file of --output; give it, or leave this out")
-    search = Search(beam=options.beam, length_penalty=options.length_penalty, early_stopping=options.early_stopping)
+    search = Search(beam=options.beam, length_penalty=options.length_penalty, stopping=options.stopping)
     device = open_device(options.device)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     network, info = load_translator(options.model)
     corpus = _corpus(options, info.languages)
-    tokenizer = Tokenizer(info.tokenizer, info.source)
+    tokenizer = Tokenizer.fitting(info.tokenizer, network.config.vocab_size, info.source)
     batches = evaluation_batches(corpus, tokenizer, network.config.max_length, tokens=options.batch_tokens)
-    network = network.to(device)
+    # as `translate`: half precision cannot tell sums of log-probabilities apart
+    network = network.to(device, torch.promote_types(network.embedding.weight.dtype, torch.float32))
 
     def prepare(batch: Batch) -> Batch:
         return batch._replace(source=batch.source.to(device), target=batch.target.to(device))
@@ -74,7 +75,7 @@ def scores(options: TranslateEvalOptions) -> Scores:
         "languages": info.languages,
         "beam": options.beam,
         "length_penalty": options.length_penalty,
-        "early_stopping": options.early_stopping,
+        "stopping": options.stopping,
         **numbers,
         "signature": own.signature,
         "chrf_signature": characters.signature,

@@ -14,6 +14,7 @@ from visionmlp.models.translator_files import load_translator
 from visionmlp.report.page import write_page
 from visionmlp.report.plots import attention_maps, influence_maps, learning_curves
 from visionmlp.tasks.translate.data import Corpus
+from visionmlp.tasks.translate.lines import one_line
 from visionmlp.tasks.translate.metrics import TranslationMetric
 from visionmlp.tasks.translate.tokenizer import Tokenizer
 
@@ -34,7 +35,8 @@ def write_samples(folder: Path, step: int, corpus: Corpus, metric: TranslationMe
     count = min(count, len(corpus))
     numbers = [(2 * place + 1) * len(corpus) // (2 * count) for place in range(count)]
     lines = [
-        f"{number + 1}\nsource      {corpus.source[number]}\nreference   {corpus.target[number]}\n"
+        f"{number + 1}\nsource      {one_line(corpus.source[number])}\n"
+        f"reference   {one_line(corpus.target[number])}\n"
         f"translation {metric.hypotheses.items[number]}\n"
         for number in numbers
         if number in metric.hypotheses.items

@@ -19,6 +19,15 @@ _CONTROL = re.compile("[\0-\x08\n-\x1f\x7f-\x9f\u2028\u2029]")
 """All but the tab. Programs end lines or strings there, and a network with bytes in its vocabulary can write each."""
 
 
+_LATIN = "convert the file, for example by iconv -f LATIN1 -t UTF-8, or give --invalid-utf8 replace"
+_OTHERS = {
+    b"\x1f\x8b": "the file is compressed: zcat FILE | visionmlp translate MODEL",
+    codecs.BOM_UTF16_LE: "the file is UTF-16: convert it by iconv -f UTF-16 -t UTF-8",
+    codecs.BOM_UTF16_BE: "the file is UTF-16: convert it by iconv -f UTF-16 -t UTF-8",
+}
+"""What to do with files that begin so."""
+
+
 class Lines:
     """The lines of files, one behind the other.
 
@@ -81,10 +90,8 @@ class Lines:
         except UnicodeDecodeError as error:
             if self.invalid == "replace":
                 return raw.decode(errors="replace")
-            raise DataError(
-                f"{self.place(number)}: byte {error.start + 1} is no UTF-8; convert the file, for example by iconv "
-                "-f LATIN1 -t UTF-8, or give --invalid-utf8 replace"
-            ) from error
+            other = next((advice for start, advice in _OTHERS.items() if raw.startswith(start)), _LATIN)
+            raise DataError(f"{self.place(number)}: byte {error.start + 1} is no UTF-8; {other}") from error
 
 
 def is_blank(text: str) -> bool:
@@ -104,6 +111,8 @@ def _name(file: str) -> str:
 @contextlib.contextmanager
 def _opened(file: str) -> Iterator[BinaryIO]:
     if file == STANDARD_INPUT:
+        if sys.stdin is None:
+            raise DataError("standard input is closed; give files, or lines on standard input")
         yield sys.stdin.buffer
         return
     try:

@@ -35,8 +35,9 @@ class TranslateOptions:
     beam: int | None = option("hypotheses of a sentence that are followed; 1 is greedy; default: 4", None)
     n_best: int | None = option("translations of each line, at most --beam; above 1 with --json; default: 1", None)
     length_penalty: float = option("exponent of the length that scores are divided by; above 0 favours long ones", 1.0)
-    early_stopping: bool = option(
-        "end a sentence when --beam hypotheses have ended, as fairseq, not when nothing better can come", False
+    stopping: Literal["beam", "exact"] | None = option(
+        "end a sentence when --beam hypotheses have ended, as fairseq, or when nothing better can come; default: beam",
+        None,
     )
     max_length: int = option("tokens of a translation at most, and never more than the model has", 200)
     max_length_ratio: float = option("and so many more for each token of the source", 0.0)

@@ -11,7 +11,7 @@ from torch import nn
 
 from visionmlp.engine import RunFolder
 from visionmlp.engine.launch import agree, on_rank_zero
-from visionmlp.errors import DataError, InvalidConfig, Note
+from visionmlp.errors import DataError, InvalidConfig, Note, first_line
 from visionmlp.files import write_beside
 from visionmlp.models.checkpoint import path_of
 from visionmlp.models.resmlp_seq2seq import ResMLPSeq2Seq, extend_positions
@@ -87,15 +87,21 @@ def tokenizer_of(config: TranslateConfig, training: Corpus, made: Path | None = 
         InvalidConfig: for one beside a model that has its own.
         DataError: for one that cannot be used.
     """
-    if (path := path_of(config.model)) is not None:
+    if (path := _begun_from(config)) is not None:
         if config.tokenizer is not None:
             raise InvalidConfig(f"{path} has its tokenizer; leave --tokenizer out")
-        return load_translator(path)[1].tokenizer
+        network, info = load_translator(path)
+        return Tokenizer.fitting(info.tokenizer, network.config.vocab_size, str(path)).model
     if config.tokenizer is not None:
         return Tokenizer.read(config.tokenizer).model
     if made is not None and made.is_file():
         return Tokenizer.read(made).model
     return train_tokenizer([*training.source, *training.target], config.vocab_size).model
+
+
+def _begun_from(config: TranslateConfig) -> Path | None:
+    """The checkpoint that a run goes on from; a translator's name means a fresh one, whatever lies beside it."""
+    return None if config.model in TRANSLATORS else path_of(config.model)
 
 
 def build_network(config: TranslateConfig, vocab_size: int) -> Translator:
@@ -106,11 +112,16 @@ def build_network(config: TranslateConfig, vocab_size: int) -> Translator:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        path = path_of(config.model)
-        if path is None or config.model in TRANSLATORS:
+        path = _begun_from(config)
+        if path is None:
             if "vocab_size" in config.model_args:
                 raise InvalidConfig("vocab_size is the tokenizer's; remove it from model_args")
-            return create_translator(config.model, vocab_size=vocab_size, **config.model_args)
+            try:
+                return create_translator(config.model, vocab_size=vocab_size, **config.model_args)
+            except (RuntimeError, MemoryError) as error:
+                raise InvalidConfig(
+                    f"{config.model} with these model_args cannot be built: {first_line(error)}"
+                ) from error
         network, info = load_translator(path)
         fields = dict(config.model_args)
         if (length := fields.pop("max_length", None)) is not None and isinstance(network, ResMLPSeq2Seq):

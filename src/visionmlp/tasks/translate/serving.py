@@ -33,7 +33,10 @@ def translate(options: TranslateOptions, *, interactive: bool = False) -> Iterat
         VisionMLPError: see `LineTranslator`, `Lines` and `open_translator`.
     """
     search, sampling = _search(options), _sampling(options)
-    sources = Lines(options.files or (STANDARD_INPUT,), options.invalid_utf8)
+    files = options.files or (STANDARD_INPUT,)
+    if options.prefix is not None and str(options.prefix) in files and not Path(options.prefix).is_file():
+        raise InvalidConfig(f"lines and their prefixes cannot both be read from {options.prefix}; put one in a file")
+    sources = Lines(files, options.invalid_utf8)
     prefixes = None if options.prefix is None else Lines((str(options.prefix),), options.invalid_utf8)
     for lines in (sources, prefixes):
         if lines is not None:
@@ -70,18 +73,19 @@ def open_translator(options: TranslateOptions, device: torch.device) -> tuple[Ne
         if device.type != "cpu" or options.dtype != "float32":
             raise InvalidConfig("exported models run on cpu in float32; leave out --device and --dtype")
         exported = open_exported_translator(path, threads=options.threads)
-        return exported, Tokenizer(exported.info.tokenizer, str(path))
+        return exported, Tokenizer.fitting(exported.info.tokenizer, exported.config.vocab_size, str(path))
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     network, info = load_translator(path)
     # whatever the file is in: a search compares sums of log-probabilities, which half precision cannot tell apart
     dtype = torch.float64 if options.dtype == "float64" else torch.float32
-    return network.to(device=device, dtype=dtype), Tokenizer(info.tokenizer, str(path))
+    tokenizer = Tokenizer.fitting(info.tokenizer, network.config.vocab_size, str(path))
+    return network.to(device=device, dtype=dtype), tokenizer
 
 
 def _search(options: TranslateOptions) -> Search:
     if options.sample:
-        given = {"beam": options.beam, "n-best": options.n_best, "early-stopping": options.early_stopping or None}
+        given = {"beam": options.beam, "n-best": options.n_best, "stopping": options.stopping}
         for name, value in given.items():
             if value is not None:
                 raise InvalidConfig(f"--sample draws one translation of each line; leave out --{name}")
@@ -94,7 +98,7 @@ def _search(options: TranslateOptions) -> Search:
         beam=Search.beam if options.beam is None else options.beam,
         n_best=n_best,
         length_penalty=options.length_penalty,
-        early_stopping=options.early_stopping,
+        stopping=options.stopping or Search.stopping,
         max_length=options.max_length,
         max_length_ratio=options.max_length_ratio,
         min_length=options.min_length,

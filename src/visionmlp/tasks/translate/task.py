@@ -11,6 +11,7 @@ from visionmlp.engine.task import Task, TrainingLoss
 from visionmlp.models.translator import PAD, Translator
 from visionmlp.tasks.translate.batching import Batch
 from visionmlp.tasks.translate.decoding import Search, beam_search, log_probabilities
+from visionmlp.tasks.translate.lines import one_line
 from visionmlp.tasks.translate.metrics import TranslationMetric
 from visionmlp.tasks.translate.tokenizer import Tokenizer
 
@@ -51,7 +52,8 @@ class Translation(Task):
         there = batch.target != PAD
         own = log_probabilities(logits).gather(2, batch.target[..., None])[..., 0][there]
         found = beam_search(model, batch.source, self.search)
-        texts = [self.tokenizer.decode(best[0].tokens) for best in found]
+        # files of them have a line for each
+        texts = [one_line(self.tokenizer.decode(best[0].tokens)) for best in found]
         metric.update(own, texts, batch.numbers)
 
 

@@ -6,6 +6,7 @@ as they are.
 
 import hashlib
 import io
+import itertools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,20 @@ class Tokenizer:
         except OSError as error:
             raise DataError(f"cannot read the tokenizer {path}: {error.strerror}") from error
 
+    @classmethod
+    def fitting(cls, model: bytes, vocab_size: int, source: str) -> "Tokenizer":
+        """That of a network.
+
+        Raises:
+            DataError: if it has another number of symbols, and as the class.
+        """
+        tokenizer = cls(model, source)
+        if tokenizer.size != vocab_size:
+            raise DataError(
+                f"the tokenizer of {source} has {tokenizer.size} symbols, but the network {vocab_size}; it is another's"
+            )
+        return tokenizer
+
     @property
     def size(self) -> int:
         """Symbols, the special ones among them."""
@@ -95,9 +110,12 @@ def train_tokenizer(sentences: Iterable[str], vocab_size: int) -> Tokenizer:
     if vocab_size <= _LEAST:
         raise DataError(f"vocab_size must be above {_LEAST}, as many are special symbols and bytes; got {vocab_size}")
     model = io.BytesIO()
+    usable = _non_empty(sentences)
+    if (first := next(usable, None)) is None:
+        raise DataError("there are no sentences to make a vocabulary of, or all are blank")
     try:
         pieces.SentencePieceTrainer.train(
-            sentence_iterator=_non_empty(sentences),
+            sentence_iterator=itertools.chain([first], usable),
             model_writer=model,
             vocab_size=vocab_size,
             model_type="bpe",

@@ -6,6 +6,7 @@ batched changes a translation by nothing but rounding.
 
 import dataclasses
 import itertools
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from visionmlp.data.seeding import derive_seed
 from visionmlp.errors import DataError, InvalidConfig, SentenceTooLong
 from visionmlp.models.translator import EOS, PAD, UNK
-from visionmlp.tasks.translate.decoding import Hypothesis, Network, Search, beam_search, sample
+from visionmlp.tasks.translate.decoding import Hypothesis, Network, Search, beam_search, check_temperature, sample
 from visionmlp.tasks.translate.lines import is_blank, one_line
 from visionmlp.tasks.translate.options import TooLong
 from visionmlp.tasks.translate.tokenizer import Tokenizer
@@ -78,8 +79,7 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise InvalidConfig(f"seed must be at least 0, got {self.seed}")
-        if not 0 < self.temperature < float("inf"):
-            raise InvalidConfig(f"temperature must be positive, got {self.temperature}")
+        check_temperature(self.temperature)
         if self.top_k is not None and self.top_k < 1:
             raise InvalidConfig(f"top_k must be at least 1, got {self.top_k}")
 
@@ -113,8 +113,8 @@ class LineTranslator:
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "chunk"):
-            if getattr(self, name) < 1:
-                raise InvalidConfig(f"{name} must be at least 1, got {getattr(self, name)}")
+            if not 1 <= getattr(self, name) <= sys.maxsize:
+                raise InvalidConfig(f"{name} must be at least 1 and at most {sys.maxsize}, got {getattr(self, name)}")
         size = self.network.config.vocab_size
         if self.tokenizer.size != size:
             raise DataError(f"the tokenizer has {self.tokenizer.size} symbols, but the network {size}; it is another's")
