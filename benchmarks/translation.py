@@ -30,7 +30,10 @@ BUDGETS = (12, 6)
 """Epochs: of a GPU, and of a CPU."""
 SHOWN = (0, 200, 400, 600, 800)
 """Sentences of the page."""
-FIGURES = ("positions.png", "attention.png")
+FIGURES = {
+    "attention.png": "What ResMLP's translation takes from its source, in the first and the last layer of the decoder",
+    "positions.png": "What the first 32 positions take from each other, in the first and last layers of both halves",
+}
 """Of a ResMLP, by its run."""
 RATES = {"ResMLP": "3e-3", "Transformer": "1e-3"}
 """The better of the two in three epochs, by validation BLEU."""
@@ -140,19 +143,26 @@ def main() -> None:
         for family in FAMILIES
     }
     run_curves(curves, DOCUMENT.with_suffix(".png"), metric="bleu")  # type: ignore[arg-type]
-    for name in FIGURES:
+    shown_figures = []
+    for name, caption in FIGURES.items():
         drawn = [
             path for epochs in BUDGETS for run in known("ResMLP", epochs, args.work) if (path := run / name).exists()
         ]
         if drawn:
-            shutil.copyfile(drawn[0], DOCUMENT.with_name(f"{DOCUMENT.stem}_{name}"))
+            copy = shutil.copyfile(drawn[0], DOCUMENT.with_name(f"{DOCUMENT.stem}_{name}"))
+            shown_figures.append(f"![{caption}]({copy.name})")
     commands = "\n\n".join(
         shlex.join(["visionmlp", "train", *arguments, "--output", f"runs/{family.lower()}"])
         for family in FAMILIES
         for arguments, _ in [run(family, BUDGETS[-1], SEEDS[0], "multi30k", args.work)]
     )
     text = TEXT.format(
-        rows=rows, samples=samples(args.data, args.work), commands=commands, vocabulary=VOCABULARY, rates=RATES
+        rows=rows,
+        samples=samples(args.data, args.work),
+        figures="\n\n".join(shown_figures),
+        commands=commands,
+        vocabulary=VOCABULARY,
+        rates=RATES,
     )
     fill_part(DOCUMENT, "multi30k", text)
 
@@ -160,7 +170,8 @@ def main() -> None:
 TEXT = """29,000 pairs, English to German, the `small` presets with a joint vocabulary of {vocabulary};
 both have one budget, and of the rates 1e-3 and 3e-3 the better by validation BLEU in three epochs ({rates[ResMLP]} and
 {rates[Transformer]}). Validation is greedy, every second epoch, mean over seeds; test is `test_2016_flickr` with a beam
-of 4, by the weights that were best on the validation set: sacreBLEU's BLEU and chrF of the untouched text. ± is the
+of 4 that stops by fairseq's rule, by the weights that were best on the validation set: sacreBLEU's BLEU and chrF of
+the untouched text. ± is the
 standard deviation over seeds. Minutes are of training, without evaluation, on one thread of the CPU where no GPU is
 named; both networks trained at the same time.
 
@@ -175,6 +186,8 @@ Validation sentences, by the first seeds:
 | | |
 |---|---|
 {samples}
+
+{figures}
 
 `python benchmarks/translation.py --data MULTI30K_FOLDER --work FOLDER` trains all of it and writes this part, with
 `--epochs 6 --seeds 0` what two CPU cores do in an hour; that by hand:

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from visionmlp.bench.contenders import Comparison, Contender, Form, Head, gather
 from visionmlp.bench.runners import Dtype, Entry, Prepared, Runners, Runtime, Task, check_runtimes
+from visionmlp.deploy.runtimes import check_threads
 from visionmlp.errors import InvalidConfig, MissingExtra, VisionMLPError
 from visionmlp.measure.catalog import count_params, count_text
 from visionmlp.measure.gemm import GEMM_SIDES, GemmRate, gemm_calls, gemm_rate
@@ -198,8 +199,7 @@ def check_options(batch_sizes: Sequence[int], input_sizes: Sequence[int], second
     if min(input_sizes, default=1) < 1:
         raise InvalidConfig(f"input-size must be at least 1, got {min(input_sizes)}")
     check_seconds(seconds)
-    if threads is not None and threads < 1:
-        raise InvalidConfig(f"threads must be at least 1, got {threads}")
+    check_threads(threads)
 
 
 @contextlib.contextmanager

@@ -24,6 +24,7 @@ from visionmlp.deploy.graphs import ExportError, example_images, export_program,
 from visionmlp.deploy.metadata import PROGRAM_ENTRY, RT_INFO_KEY, Dtype, ExportMetadata, metadata_of
 from visionmlp.deploy.session import Call, Session
 from visionmlp.deploy.writing import save_onnx
+from visionmlp.engine.config import MOST_THREADS
 from visionmlp.errors import CheckpointError, InvalidConfig, require
 from visionmlp.layers.fusible import reparameterize
 from visionmlp.models.backbone import Backbone
@@ -45,9 +46,6 @@ RUNTIMES: dict[str, tuple[Runtime, ...]] = {
 }
 """By the suffix of a file, what can run it; the first does unless another is asked for. A ``.pt2`` file is either a
 program or machine code, which nobody shall run without knowing."""
-
-
-_MOST_THREADS = 4096
 
 
 def open_session(path: Path, *, runtime: Runtime | None = None, threads: int | None = None) -> Session:
@@ -143,8 +141,8 @@ def _call_of(
 
 def check_threads(threads: int | None) -> None:
     """Raise InvalidConfig for fewer than one, or more than any machine has."""
-    if threads is not None and not 1 <= threads <= _MOST_THREADS:
-        raise InvalidConfig(f"threads must be at least 1 and at most {_MOST_THREADS}, got {threads}")
+    if threads is not None and not 1 <= threads <= MOST_THREADS:
+        raise InvalidConfig(f"threads must be at least 1 and at most {MOST_THREADS}, got {threads}")
 
 
 # ONNX Runtime

@@ -17,6 +17,9 @@ LOGGERS = ("tensorboard", "wandb")
 # what they need and the loop does not compute
 _UNSUPPORTED = {"adahessian": "second derivatives", "lbfgs": "several losses within a step"}
 
+MOST_THREADS = 4096
+"""More than a machine has; PyTorch asks for as many as it is told."""
+
 ConfigT = typing.TypeVar("ConfigT", bound="TrainingConfig")
 
 
@@ -163,6 +166,7 @@ class TrainingConfig:
         for name in ("save_every", "eval_steps", "max_steps", "threads"):
             value = getattr(self, name)
             self.require(value is None or value >= 1, f"{name} must be at least 1, or left out, got {value}")
+        self.require((self.threads or 0) <= MOST_THREADS, f"threads must be at most {MOST_THREADS}, got {self.threads}")
         self.require(0 <= self.seed < 2**63, f"seed must be in [0, 2**63), got {self.seed}")
         self.require(0 <= self.momentum < 1, f"momentum must be in [0, 1), got {self.momentum}")
         for name in ("weight_decay", "warmup_epochs", "warmup_lr", "min_lr"):

@@ -272,9 +272,9 @@ def test_checkpoints_that_have_no_mean(data: Path, tmp_path: Path, capsys: Any) 
     capsys.readouterr()
     path = run / "checkpoints/step-000001.safetensors"
     state = load_file(path)
-    name = "embedding.weight"
+    name, misfit = "embedding.weight", f"step 1 of {run} does not fit resmlp_seq2seq_test: 1 missing (embedding.weight)"
     for damaged, message in (
-        ({key: value for key, value in state.items() if key != name}, f"step 1 of {run} does not fit resmlp_seq2seq_test: 1 missing ({name})"),
+        ({key: value for key, value in state.items() if key != name}, misfit),
         ({**state, name: state[name][:5]}, "step 1"),
         ({**state, name: state[name] * torch.nan}, f"{name} of step 1 of {run} is not finite"),
     ):

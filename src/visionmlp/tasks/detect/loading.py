@@ -2,6 +2,7 @@
 
 import torch
 
+from visionmlp.deploy.runtimes import check_threads
 from visionmlp.errors import CheckpointError, InvalidConfig
 from visionmlp.measure.timing import open_device
 from visionmlp.models.dense_network import DenseInfo, load_dense
@@ -19,9 +20,8 @@ def load_detector(options: DetectorOptions) -> tuple[Detector, DenseInfo]:
     """
     if options.batch_size < 1:
         raise InvalidConfig(f"batch-size must be at least 1, got {options.batch_size}")
+    check_threads(options.threads)
     if options.threads is not None:
-        if options.threads < 1:
-            raise InvalidConfig(f"threads must be at least 1, got {options.threads}")
         torch.set_num_threads(options.threads)
     device = open_device(options.device)
     network, info = load_dense(options.model)
