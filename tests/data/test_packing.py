@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from visionmlp.data import packing
-from visionmlp.data.check import check_data
+from visionmlp.data.check import LabelledSplit, check_data
 from visionmlp.data.packed import META, PackedMeta, PackedSource
 from visionmlp.data.packed_check import require_faultless
 from visionmlp.data.packing import open_folders, pack
@@ -100,7 +100,10 @@ def test_parts_and_checks_of_a_pack_are_those_of_the_folder(folder: Path, packed
     assert isinstance(subsets[0], Subset)
     assert everything(subsets[0]) == everything(subsets[1])
     assert subsets[0].summary() == subsets[1].summary()
-    ours, theirs = (check_data(open_splits(str(root))) for root in (packed, folder))
+    ours, theirs = (
+        check_data({name: LabelledSplit(split) for name, split in open_splits(str(root)).items()})
+        for root in (packed, folder)
+    )
     assert {name: split.per_class for name, split in ours.splits.items()}["train"] == theirs.splits["train"].per_class
     assert [split.images for split in ours.splits.values()] == [31, 5, 3]
 
