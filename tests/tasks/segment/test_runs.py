@@ -72,14 +72,14 @@ def config_for(tree: Path = Path("data"), output: Path = Path("run"), **options:
 @pytest.fixture(scope="module")
 def trained(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("run") / "run"
-    load_task("segment").train(config_for(tree, run, max_steps=24, eval_steps=8, lr=3e-2, pictures=2), resume=False)
+    load_task("segment").train(config_for(tree, run, max_steps=60, eval_steps=20, lr=2e-2, pictures=2), resume=False)
     return run
 
 
 def test_a_run_learns_and_says_so(trained: Path) -> None:
     rows = Table(trained / "metrics.csv").rows()
     assert list(rows[0]) == ["step", "epoch", "loss", "miou", "pixel_accuracy"]
-    assert [row["step"] for row in rows] == [8, 16, 24]
+    assert [row["step"] for row in rows] == [20, 40, 60]
     assert rows[-1]["miou"] > rows[0]["miou"]
     assert rows[-1]["loss"] < rows[0]["loss"]
     names = {path.name for path in trained.iterdir()}
@@ -95,7 +95,7 @@ def test_a_run_learns_and_says_so(trained: Path) -> None:
         word in report for word in ("mIoU", "Learning curves", "Predictions of the best step", "Classes", "road")
     )
     pictures = sorted((trained / "predictions").iterdir())
-    assert [path.name for path in pictures] == ["step-000008.png", "step-000016.png", "step-000024.png"]
+    assert [path.name for path in pictures] == ["step-000020.png", "step-000040.png", "step-000060.png"]
     with Image.open(pictures[-1]) as page:
         assert page.width > 800  # three columns of 240 pixels high images
         assert page.height > 2 * 240
