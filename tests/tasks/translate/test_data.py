@@ -73,7 +73,7 @@ def test_which_table(tmp_path: Path) -> None:
         open_corpus(tmp_path, "val", "en", "de")
     (tmp_path / "val.en-de.tsv").write_text("own\ty\n")
     assert open_corpus(tmp_path, "val", "en", "de").source == ["own"]
-    for split in ("/tmp/elsewhere", "**x"):
+    for split in ("/no/such", "**x"):
         with pytest.raises(DataError, match="has no"):
             open_corpus(tmp_path, split, "en", "de")
 
