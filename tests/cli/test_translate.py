@@ -263,10 +263,13 @@ def test_files_of_another_kind_are_named(model: Path, text: Path, capsys) -> Non
         assert advice in capsys.readouterr().err
 
 
-def test_closed_standard_input_is_one_line(model: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closed_streams_are_one_line(model: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", None)
     assert main(["translate", str(model)]) == 2
     assert "standard input is closed" in capsys.readouterr().err
+    monkeypatch.setattr("sys.stdout", None)
+    assert main(["models"]) == 2
+    assert "standard output is closed" in capsys.readouterr().err
 
 
 def test_help_and_refusals_do_not_wait_for_torch() -> None:

@@ -38,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
+    if sys.stdout is None:
+        return fail("error: standard output is closed; send it to a file, or to /dev/null", FAILED)
     if isinstance(sys.stdout, io.TextIOWrapper):
         # a file name need not be valid in any encoding; standard error does this by itself
         sys.stdout.reconfigure(errors="backslashreplace")
