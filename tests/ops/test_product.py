@@ -143,6 +143,58 @@ def test_a_weight_that_is_part_of_a_larger_one_is_copied_first(monkeypatch):
     assert all(weight.is_contiguous() or weight.t().is_contiguous() for weight in weights)
 
 
+@pytest.fixture(params=product.RULES)
+def rules(request, monkeypatch):
+    """Each instruction set's, whatever the processor here has: they differ in speed, not in values."""
+    monkeypatch.setattr(product, "_RULES", product.RULES[request.param])
+    return product.RULES[request.param]
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Arguments of oneDNN's operator."""
+    seen = []
+    real = product._LINEAR
+    monkeypatch.setattr(product, "_LINEAR", lambda *args: seen.append(args) or real(*args))
+    return seen
+
+
+@needs_onednn
+def test_gelu_stands_where_the_rules_put_it(rules, calls):
+    x, weight, bias = torch.randn(7, 34), torch.randn(18, 34), torch.randn(18)
+    expected = F.linear(x.double(), weight.double(), bias.double())
+    for approximate in ("none", "tanh"):
+        with torch.inference_mode():
+            result = product.linear_gelu(x, weight, bias, approximate)
+        close(result, F.gelu(expected, approximate=approximate))
+    assert [args[3] for args in calls] == ["gelu" if rules.gelu_within else "none"] * 2
+
+
+@needs_onednn
+@pytest.mark.parametrize("columns", [3072, 3080])
+def test_columns_that_alias_are_copied_where_the_rules_say_so(rules, calls, columns):
+    x, matrix = torch.randn(5, 16), torch.randn(16, columns)
+    with torch.inference_mode():
+        close(product.matmul(x, matrix), x.double() @ matrix.double())
+    copied = calls[0][1].is_contiguous()
+    assert copied == (rules.columns_alias and columns == 3072)
+
+
+@needs_onednn
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_packed_convolutions_of_every_rule(rules, memory_format):
+    conv = torch.nn.Conv2d(6, 18, 3, 2, 1)
+    kernel = product.packed_kernel(conv)
+    assert kernel.is_mkldnn == rules.packed_kernels
+    for batch in (2, 0):
+        x = torch.randn(batch, 6, 9, 7).contiguous(memory_format=memory_format)
+        with torch.inference_mode():
+            result = product.packed_conv2d(x, conv, kernel)
+        expected = F.conv2d(x.double(), conv.weight.double(), conv.bias.double(), 2, 1)
+        assert result.shape == expected.shape
+        torch.testing.assert_close(result.double(), expected, rtol=1e-5, atol=1e-5)
+
+
 def test_parts_that_need_no_gradient_get_none():
     x, weight = torch.randn(4, 34), torch.randn(18, 34, requires_grad=True)
     result = product.linear(x, weight)

@@ -1,12 +1,13 @@
 """Matrix products on CPUs by oneDNN, where PyTorch's own choice is slower.
 
 PyTorch computes float32 products by MKL, which on the AMD CPUs that we measured reaches under half of oneDNN's rate
-(docs/results/speed.md); its convolutions already use oneDNN. The same operator that ``torch.compile`` emits is called
-here in eager mode. All functions fall back to plain operators wherever that one does not apply: other devices and
-dtypes, autocast, compilers, exporters, tracers, quantised weights.
+with AVX-512, and 0.65 to 0.95 of it with AVX2 alone (docs/results/speed.md); its convolutions already use oneDNN. The
+same operator that ``torch.compile`` emits is called here in eager mode, by the rules of `RULES`. All functions fall back
+to plain operators wherever that one does not apply: other devices and dtypes, autocast, compilers, exporters, tracers,
+quantised weights.
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,19 +25,47 @@ _LARGE = 1 << 18
 """Multiply-accumulates of the smallest product that is worth a call of its own."""
 
 
-def _find_operator() -> Any:
-    """oneDNN's linear layer, where this build of PyTorch has it and the CPU has AVX-512; else None."""
-    if not torch.backends.mkldnn.is_available() or "AVX512" not in torch.backends.cpu.get_cpu_capability():
-        return None
-    try:
-        return torch.ops.mkldnn._linear_pointwise
-    except AttributeError:  # a build for another processor family
-        return None
+class Rules(NamedTuple):
+    """How oneDNN's products are used best on an instruction set."""
+
+    gelu_within: bool
+    """Whether GELU inside a product takes less time than after it."""
+    columns_alias: bool
+    """Whether a weight whose columns lie multiples of 4 KiB apart is copied before its product: they all fall into the
+    same lines of the first cache."""
+    packed_kernels: bool
+    """Whether a convolution gains by a kernel in oneDNN's own order; without that, by one in channels-last order."""
+    bfloat16: bool
 
 
-_LINEAR = _find_operator()
+RULES = {
+    "AVX512": Rules(gelu_within=True, columns_alias=False, packed_kernels=True, bfloat16=True),
+    "AVX2": Rules(gelu_within=False, columns_alias=True, packed_kernels=False, bfloat16=False),
+}
+"""By instruction set, as ``benchmarks/products.py`` measures them; on any other PyTorch's own products are used. ARM has
+none yet: nobody has measured it."""
+
+_PAGE = 4096
+_FEWEST_ALIASES = 3
+"""Pages between neighbouring columns from which on a copy pays."""
+
+
+def _find_operator() -> tuple[Any, Rules]:
+    """oneDNN's linear layer and the rules of this CPU, where this build of PyTorch has it and they are known; else None
+    and rules that are not asked."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    rules = next((rules for name, rules in RULES.items() if name in capability), None)
+    if rules is not None and torch.backends.mkldnn.is_available():
+        try:
+            return torch.ops.mkldnn._linear_pointwise, rules
+        except AttributeError:  # a build for another processor family
+            pass
+    return None, RULES["AVX2"]
+
+
+_LINEAR, _RULES = _find_operator()
 _DTYPES = {torch.float32}
-if _LINEAR is not None and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+if _LINEAR is not None and _RULES.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported():
     _DTYPES.add(torch.bfloat16)
 
 
@@ -79,10 +108,15 @@ def _dense(x: Tensor) -> Tensor:
 
 def _dense_weight(weight: Tensor) -> Tensor:
     """The matrix, or a copy if it is part of a larger one: oneDNN has no kernel for that, and takes a thousand times as
-    long."""
-    if weight.is_mkldnn or weight.is_contiguous() or weight.t().is_contiguous():
+    long. Also a copy where its columns alias, see `Rules`."""
+    if weight.is_mkldnn or weight.is_contiguous():
         return weight
-    return weight.contiguous()
+    return weight if weight.t().is_contiguous() and not _aliases(weight) else weight.contiguous()
+
+
+def _aliases(weight: Tensor) -> bool:
+    pages, rest = divmod(weight.stride(1) * weight.element_size(), _PAGE)
+    return _RULES.columns_alias and pages >= _FEWEST_ALIASES and rest == 0
 
 
 def can_pack(weight: Tensor) -> bool:
@@ -96,18 +130,23 @@ def packed(weight: Tensor) -> Tensor:
 
 
 def packed_kernel(conv: nn.Conv2d) -> Tensor:
-    """The kernel of a convolution in oneDNN's own order, for `packed_conv2d`."""
-    weight = conv.weight.detach().contiguous().to_mkldnn()
+    """The kernel of a convolution in the order that serves it best, for `packed_conv2d`."""
+    weight = conv.weight.detach()
+    if not _RULES.packed_kernels:
+        return weight.clone(memory_format=torch.channels_last)
+    weight = weight.contiguous().to_mkldnn()
     return torch.ops.aten.mkldnn_reorder_conv2d_weight(weight, conv.padding, conv.stride, conv.dilation, conv.groups)
 
 
 def packed_conv2d(x: Tensor, conv: nn.Conv2d, weight: Tensor) -> Tensor:
     """The convolution (B, C, H, W) with the kernel of `packed_kernel`; its bias and geometry are those of ``conv``."""
-    if not (in_eager_inference(x) and _applies(x, weight)):
-        return F.conv2d(x, _unpacked(weight, x), conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups)
-    return torch.ops.mkldnn._convolution_pointwise(
-        x, weight, conv.bias, conv.padding, conv.stride, conv.dilation, conv.groups, "none", [], ""
-    )
+    if weight.is_mkldnn and in_eager_inference(x) and _applies(x, weight):
+        return torch.ops.mkldnn._convolution_pointwise(
+            x, weight, conv.bias, conv.padding, conv.stride, conv.dilation, conv.groups, "none", [], ""
+        )
+    if not weight.is_mkldnn and in_eager_inference(x):
+        x = x.contiguous(memory_format=torch.channels_last)
+    return F.conv2d(x, _unpacked(weight, x), conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -129,7 +168,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor | None, approximate: Approximate) -> Tensor:
     """``gelu(x @ weight.T + bias)``; shapes as in `linear`."""
-    if in_eager_inference(x) and _applies(x, weight):
+    if _RULES.gelu_within and in_eager_inference(x) and _applies(x, weight):
         return _LINEAR(_dense(x), _dense_weight(weight), bias, "gelu", [], approximate)
     return gelu_(linear(x, weight, bias), approximate)
 
