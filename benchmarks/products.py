@@ -3,9 +3,9 @@
     python benchmarks/products.py --csv products.csv
     ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 python benchmarks/products.py   # as without AVX-512
 
-The rules of `visionmlp.ops.product.RULES` were made from this table. Rates are GFLOP/s, medians; all contenders of a shape
-take turns. Channel products are (rows, inputs) by (inputs, outputs) with a weight that lies in memory as PyTorch keeps it;
-"columns" is the product from the left of token mixing, whose right factor has contiguous rows.
+The rules of `visionmlp.ops.product.RULES` were made from this table. Rates are GFLOP/s, medians; all contenders of a
+shape take turns. Channel products are (rows, inputs) by (inputs, outputs) with a weight that lies in memory as PyTorch
+keeps it; "columns" is the product from the left of token mixing, whose right factor has contiguous rows.
 """
 
 import argparse

@@ -2,8 +2,8 @@
 
 PyTorch computes float32 products by MKL, which on the AMD CPUs that we measured reaches under half of oneDNN's rate
 with AVX-512, and 0.65 to 0.95 of it with AVX2 alone (docs/results/speed.md); its convolutions already use oneDNN. The
-same operator that ``torch.compile`` emits is called here in eager mode, by the rules of `RULES`. All functions fall back
-to plain operators wherever that one does not apply: other devices and dtypes, autocast, compilers, exporters, tracers,
+same operator that ``torch.compile`` emits is called here in eager mode, as `RULES` says. All functions fall back to
+plain operators wherever that one does not apply: other devices and dtypes, autocast, compilers, exporters, tracers,
 quantised weights.
 """
 
@@ -42,8 +42,8 @@ RULES = {
     "AVX512": Rules(gelu_within=True, columns_alias=False, packed_kernels=True, bfloat16=True),
     "AVX2": Rules(gelu_within=False, columns_alias=True, packed_kernels=False, bfloat16=False),
 }
-"""By instruction set, as ``benchmarks/products.py`` measures them; on any other PyTorch's own products are used. ARM has
-none yet: nobody has measured it."""
+"""By instruction set, as ``benchmarks/products.py`` measures them; on any other PyTorch's own products are used. ARM
+has none yet: nobody has measured it."""
 
 _PAGE = 4096
 _FEWEST_ALIASES = 3
