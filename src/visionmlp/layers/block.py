@@ -6,6 +6,7 @@ from collections import OrderedDict
 from torch import Tensor, nn
 
 from visionmlp.layers.linear import add_linear
+from visionmlp.ops.eager import in_eager_inference
 
 
 class Block(nn.Module):
@@ -83,4 +84,7 @@ class DeployedResidual(nn.Module):
         """(B, H, W, C) to (B, H, W, C)."""
         # embeddings give a view of another memory order, which every later sum would keep
         x = x.contiguous()
-        return self.mixer.add_to(x, self.norm(x))
+        if in_eager_inference(x):
+            return self.mixer.add_to(x, self.norm(x))
+        # as matrices: OpenVINO takes four dimensions for images and puts their channels elsewhere
+        return (x.flatten(0, 2) + self.mixer(self.norm(x)).flatten(0, 2)).view(x.shape)

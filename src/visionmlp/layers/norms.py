@@ -55,6 +55,11 @@ class MapGroupNorm(nn.GroupNorm):
 @register_notrace_function
 def map_group_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     """Group norm of one group over a map (B, H, W, C), with scale and shift (C,)."""
+    if torch.compiler.is_compiling() and not torch.is_grad_enabled():
+        # statistics of a sample do not ask where its channels are, but runtimes move them for a GroupNorm
+        normed = F.group_norm(x.flatten(1, 2), 1, eps=eps)
+        scaled = normed if weight is None else normed * weight
+        return (scaled if bias is None else scaled + bias).view(x.shape)
     maps = x.permute(0, 3, 1, 2)
     if torch.is_grad_enabled() and weight is not None and bias is not None and not x.requires_grad:
         # behind frozen levels: PyTorch 2.6's backward pass crashes the process where the map needs no gradient

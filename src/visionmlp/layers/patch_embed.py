@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from visionmlp.layers.fusible import Fusible, linear, parameter
 from visionmlp.layers.memory_order import keep_order
+from visionmlp.ops.eager import in_eager_inference
 from visionmlp.ops.fold import affine_of_linear, batchnorm_affine
 from visionmlp.ops.layout import Layout, from_positions_first, to_channels_first
 
@@ -69,7 +70,12 @@ class DeployedConvEmbed(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) or (B, H, W, C) to (B, dim, H', W') or (B, H', W', dim)."""
         x = self.act(self.proj(_in_order(to_channels_first(x, self.input_layout), self.layout)))
-        return x.permute(0, 2, 3, 1) if self.layout == "BHWC" else x
+        if self.layout == "BCHW":
+            return x
+        if in_eager_inference(x):
+            return x.permute(0, 2, 3, 1)
+        # OpenVINO gives a permuted image an order that every reader would undo for itself
+        return x.flatten(2).transpose(1, 2).unflatten(1, x.shape[2:])
 
 
 class PatchEmbed(ConvEmbed):
