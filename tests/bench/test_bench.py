@@ -55,6 +55,7 @@ def test_every_form_runtime_dtype_and_batch_size_is_a_row(monkeypatch: pytest.Mo
         assert row.p99_ms >= row.p50_ms
         assert row.calls >= 3
         rate = result.gemm[row.dtype]
+        assert row.fused_roofline >= row.gemm_efficiency * (1 - 1e-9)
         assert row.gemm_efficiency == pytest.approx(gemm_efficiency(row.macs, row.images_per_second, rate.best))
         assert row.matmul_efficiency == pytest.approx(gemm_efficiency(row.macs, row.images_per_second, rate.matmul))
         assert row.gemm_gflops == round(rate.best / 1e9, 1)
@@ -269,10 +270,12 @@ def measurement(**changes: object) -> Measurement:
         "calls": 6,
         "gemm_efficiency": 0.7,
         "matmul_efficiency": 1.4,
+        "fused_roofline": 0.8,
         "peak_mib": 8.0,
         "gemm_gflops": 10.0,
         "gemm_library": "oneDNN",
         "matmul_gflops": 5.0,
+        "copy_gbytes": 20.0,
         "paper_top1": None,
     }
     return Measurement(**{**values, **changes})

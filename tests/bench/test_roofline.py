@@ -16,7 +16,7 @@ from visionmlp.deploy.certificate import randomise
 from visionmlp.errors import InvalidConfig, InvalidImageSize
 from visionmlp.layers.fusible import reparameterize
 from visionmlp.measure.catalog import count_macs
-from visionmlp.measure.gemm import GemmRate
+from visionmlp.measure.gemm import GemmRate, fused_bound
 from visionmlp.measure.timing import Machine
 from visionmlp.ops import eager
 
@@ -117,6 +117,20 @@ def test_bounds_are_the_larger_of_compute_and_bandwidth() -> None:
     assert (second.seconds, second.bound) == (8, 5.0)
 
 
+def test_perfect_fusion_leaves_products_and_what_is_read_once() -> None:
+    assert fused_bound(100, 50, gemm_flops=10.0, bandwidth=100.0) == 20.0
+    assert fused_bound(100, 5000, gemm_flops=10.0, bandwidth=100.0) == 50.0
+    (profile,) = profile_models(["hiremlp_test"], batch_sizes=(2,), forms=("deploy",), seconds=0.1, copy_bytes=2**22)
+    deployed = reparameterize(visionmlp.create_model("hiremlp_test").eval())
+    macs = 2 * count_macs(deployed, (3, 32, 32))
+    weights = sum(tensor.nbytes for tensor in (*deployed.parameters(), *deployed.buffers()))
+    assert profile.bytes_once == weights + 4 * 2 * 3 * 32 * 32
+    assert profile.fused_bound == pytest.approx(
+        max(2 * macs / profile.gemm.best, profile.bytes_once / profile.bandwidth)
+    )
+    assert profile.fused_bound < profile.bound
+
+
 def test_blocks_of_a_stage_are_one_group() -> None:
     def group(layer: str) -> str:
         return LayerTime(layer=layer, operation="", kind="view", calls=1, seconds=0.0, macs=0, bytes=0, bound=0.0).group
@@ -174,6 +188,7 @@ def test_small_rows_are_summed_up_so_that_a_table_fits_a_screen() -> None:
         batch_size=1,
         gemm=GemmRate(best=1e9, library="torch.matmul", matmul=1e9),
         bandwidth=1e9,
+        bytes_once=4,
         plain_seconds=1.0,
         outside=0.0,
         layers=[layer("large", 0.99), *(layer(f"small{i}", 1e-4) for i in range(100))],

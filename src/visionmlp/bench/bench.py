@@ -12,13 +12,22 @@ import numpy as np
 import torch
 from rich.table import Table
 from rich.text import Text
+from torch import Tensor
 
 from visionmlp.bench.contenders import Comparison, Contender, Form, Head, gather
 from visionmlp.bench.runners import Dtype, Entry, Prepared, Runners, Runtime, Task, check_runtimes
 from visionmlp.deploy.runtimes import check_threads
 from visionmlp.errors import InvalidConfig, MissingExtra, VisionMLPError
 from visionmlp.measure.catalog import count_params, count_text
-from visionmlp.measure.gemm import GEMM_SIDES, GemmRate, gemm_calls, gemm_rate
+from visionmlp.measure.gemm import (
+    COPY_BYTES,
+    GEMM_SIDES,
+    GemmRate,
+    copy_call,
+    fused_bound,
+    gemm_calls,
+    gemm_rate,
+)
 from visionmlp.measure.timing import Machine, check_seconds, describe_machine, interleave, open_device
 
 _MIB = 2**20
@@ -59,6 +68,9 @@ class Measurement:
     """2 x MACs x images per second over the GEMM rate; 1 would be a model that is one large matrix product."""
     matmul_efficiency: float
     """The same over the rate of ``torch.matmul``."""
+    fused_roofline: float
+    """Share of the speed that perfect fusion would reach, see `visionmlp.measure.gemm.fused_bound`: GEMM efficiency,
+    unless reading the weights takes longer than multiplying."""
     peak_mib: float | None
     """Weights, images and the largest sum of tensors alive in one call; None where PyTorch does not see them."""
     gemm_gflops: float
@@ -67,6 +79,8 @@ class Measurement:
     """Which library gave it."""
     matmul_gflops: float
     """The same of ``torch.matmul``."""
+    copy_gbytes: float
+    """Bandwidth, 10^9 bytes per second: a large copy in the same run, read and written bytes together."""
     paper_top1: float | None
     """ImageNet-1k top-1 in percent that a paper states for this model at this size."""
 
@@ -104,6 +118,7 @@ def bench(
     device: str = "cpu",
     channels_last: bool = False,
     gemm_sides: Sequence[int] = GEMM_SIDES,
+    copy_bytes: int = COPY_BYTES,
 ) -> Benchmark:
     """Measure models, all contenders and the matrix products taking turns.
 
@@ -127,6 +142,7 @@ def bench(
         device: where to run.
         channels_last: memory format of images and convolution kernels.
         gemm_sides: see `visionmlp.measure.gemm.GEMM_SIDES`.
+        copy_bytes: size of the copy whose rate is the bandwidth.
 
     Raises:
         BenchError: if every contender fails.
@@ -165,6 +181,7 @@ def bench(
         }
         calls: dict[Any, Any] = {entry: made.call for entry, made in prepared.items()}
         calls |= {(dtype, *key): call for dtype, group in products.items() for key, call in group.items()}
+        calls["copy"] = copy_call(place, copy_bytes)
         durations = interleave(
             calls, seconds=seconds, on_error=lambda key, error: failures.update({str(key): reason(error)})
         )
@@ -173,13 +190,18 @@ def bench(
             dtype: gemm_rate({key: durations[(dtype, *key)] for key in group if (dtype, *key) in durations})
             for dtype, group in products.items()
         }
+        bandwidth = 2 * copy_bytes / statistics.median(durations["copy"])
         measurements = []
         for entry, made in prepared.items():
             if entry not in durations:
                 continue
             try:
                 rate = gemm[_gemm_dtype(entry.dtype)]
-                measurements.append(_measurement(entry, made, durations[entry], rate, runners.macs(entry)))
+                bytes_once = _bytes_once(entry, runners.images(entry))
+                row = _measurement(
+                    entry, made, durations[entry], rate, runners.macs(entry), bytes_once=bytes_once, bandwidth=bandwidth
+                )
+                measurements.append(row)
             except Exception as error:  # memory is measured by one more call
                 failures[str(entry)] = reason(error)
         if not measurements:
@@ -238,7 +260,22 @@ def _gemm_dtype(dtype: Dtype) -> str:
     return "float32" if dtype == "int8" else dtype
 
 
-def _measurement(entry: Entry, made: Prepared, durations: Sequence[float], gemm: GemmRate, macs: int) -> Measurement:
+def _bytes_once(entry: Entry, images: Tensor) -> int:
+    """Weights in the dtype that they are computed in, and images."""
+    bytes_each = torch.int8.itemsize if entry.dtype == "int8" else getattr(torch, entry.dtype).itemsize
+    return count_params(entry.contender.module) * bytes_each + images.nbytes
+
+
+def _measurement(
+    entry: Entry,
+    made: Prepared,
+    durations: Sequence[float],
+    gemm: GemmRate,
+    macs: int,
+    *,
+    bytes_once: int,
+    bandwidth: float,
+) -> Measurement:
     median = statistics.median(durations)
     speed = entry.batch_size / median
     contender = entry.contender
@@ -261,10 +298,13 @@ def _measurement(entry: Entry, made: Prepared, durations: Sequence[float], gemm:
         calls=len(durations),
         gemm_efficiency=gemm_efficiency(macs, speed, gemm.best),
         matmul_efficiency=gemm_efficiency(macs, speed, gemm.matmul),
+        fused_roofline=fused_bound(entry.batch_size * macs, bytes_once, gemm_flops=gemm.best, bandwidth=bandwidth)
+        / median,
         peak_mib=made.peak_memory() / _MIB if made.peak_memory else None,
         gemm_gflops=round(gemm.best / 1e9, 1),
         gemm_library=gemm.library,
         matmul_gflops=round(gemm.matmul / 1e9, 1),
+        copy_gbytes=round(bandwidth / 1e9, 1),
         paper_top1=contender.paper_top1,
     )
 
@@ -286,14 +326,24 @@ def bench_table(result: Benchmark) -> Table:
         del texts["head"]
     shared = {name: values[0] for name, values in texts.items() if len(set(values)) == 1 and name != "model"}
     rates = "; ".join(f"{dtype} {rate}" for dtype, rate in result.gemm.items())
-    title = f"{result.machine}\nGEMM {rates}"
+    title = f"{result.machine}\nGEMM {rates}, copy {rows[0].copy_gbytes:.1f} GB/s"
     if shared:
         title += "\nall rows: " + ", ".join(f"{name} {value}" for name, value in shared.items())
     table = Table(title=title, title_justify="left")
     shown = [name for name in texts if name not in shared]
     for name in shown:
         table.add_column(name, justify="right" if name in ("image", "batch") else "left")
-    for heading in ("params", "MACs", "images/s", "p50 ms", "p99 ms", "GEMM eff. %", "of matmul %", "peak MiB"):
+    for heading in (
+        "params",
+        "MACs",
+        "images/s",
+        "p50 ms",
+        "p99 ms",
+        "GEMM eff. %",
+        "of matmul %",
+        "fused %",
+        "peak MiB",
+    ):
         table.add_column(heading, justify="right")
     for index, row in enumerate(rows):
         numbers = (
@@ -304,6 +354,7 @@ def bench_table(result: Benchmark) -> Table:
             f"{row.p99_ms:.2f}",
             f"{100 * row.gemm_efficiency:.1f}",
             f"{100 * row.matmul_efficiency:.1f}",
+            f"{100 * row.fused_roofline:.1f}",
             "" if row.peak_mib is None else f"{row.peak_mib:.1f}",
         )
         # as Text, since a name of a file may look like rich's markup

@@ -82,6 +82,8 @@ def _summary_table(profile: Profile) -> Table:
     table.add_section()
     _add_sum(table, "all of it", profile.seconds, profile.bound, profile.seconds)
     _add_sum(table, "one call that nobody watches", profile.plain_seconds, profile.bound, profile.seconds)
+    fused = "the same, against perfect fusion: products alone, weights and images read once"
+    _add_sum(table, fused, profile.plain_seconds, profile.fused_bound, profile.seconds)
     return table
 
 
@@ -105,6 +107,7 @@ def write_profiles(profiles: Iterable[Profile], path: Path) -> None:
             "width": profile.width,
             "batch_size": profile.batch_size,
             "call_seconds": profile.plain_seconds,
+            "fused_bound": profile.fused_bound,
         }
         rates = {
             "gemm_gflops": round(profile.gemm.best / 1e9, 1),

@@ -11,7 +11,16 @@ from visionmlp.bench.bench import check_options, using_threads
 from visionmlp.bench.contenders import Comparison, Form, Head, gather
 from visionmlp.bench.runners import Dtype, Entry, Runners
 from visionmlp.bench.watch import Kind, Operation, Run, operations
-from visionmlp.measure.gemm import COPY_BYTES, GEMM_SIDES, GemmRate, copy_call, gemm_calls, gemm_rate, synchronised
+from visionmlp.measure.gemm import (
+    COPY_BYTES,
+    GEMM_SIDES,
+    GemmRate,
+    copy_call,
+    fused_bound,
+    gemm_calls,
+    gemm_rate,
+    synchronised,
+)
 from visionmlp.measure.timing import Machine, describe_machine, interleave, open_device
 
 
@@ -53,6 +62,8 @@ class Profile:
     gemm: GemmRate
     bandwidth: float
     """Bytes per second of a large copy, read and written ones together."""
+    bytes_once: int
+    """Weights and images."""
     plain_seconds: float
     """Median of one call that nobody watches."""
     outside: float
@@ -72,6 +83,12 @@ class Profile:
     def bound(self) -> float:
         """Seconds that remain if every operation runs at its roofline and nothing runs between them."""
         return sum(layer.bound for layer in self.layers)
+
+    @property
+    def fused_bound(self) -> float:
+        """Seconds that remain with perfect fusion, see `visionmlp.measure.gemm.fused_bound`."""
+        macs = sum(layer.macs for layer in self.layers)
+        return fused_bound(macs, self.bytes_once, gemm_flops=self.gemm.best, bandwidth=self.bandwidth)
 
 
 def profile_models(
@@ -170,6 +187,7 @@ def _profile(entry: Entry, runners: Runners, *, seconds: float, gemm_sides: Sequ
         batch_size=entry.batch_size,
         gemm=gemm,
         bandwidth=bandwidth,
+        bytes_once=sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers(), images)),
         plain_seconds=plain,
         outside=min(between),
         layers=layers,

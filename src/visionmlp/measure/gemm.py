@@ -99,3 +99,15 @@ def _packed(weight: Tensor) -> Tensor | None:
     except (AttributeError, RuntimeError):  # the operator is not in every build, bfloat16 not on every CPU
         return None
     return packed
+
+
+def fused_bound(macs: int, bytes_once: int, *, gemm_flops: float, bandwidth: float) -> float:
+    """Seconds that a call takes with perfect fusion: only products compute, and only what must be read once moves.
+
+    Args:
+        macs: multiply-accumulates.
+        bytes_once: weights and images; the maps between layers stay in the caches.
+        gemm_flops: operations per second.
+        bandwidth: bytes per second.
+    """
+    return max(2 * macs / gemm_flops, bytes_once / bandwidth)
