@@ -2,7 +2,8 @@
 # make test   all tests
 # make test-portable   the same as on a processor without AVX-512
 # make check  lint, types, import rules
-# make bench  speed of the deploy forms against the machine's own matrix product (about twelve minutes)
+# make bench  speed of the deploy forms against the machine's own matrix product, then against the textbook form of each
+#             family in the same runtime (about twenty minutes)
 # make docs   the documentation as a site, in site/
 # make setup  the environment alone; the others do it first
 # make test-floor, make test-newest   all tests on the lowest versions that pyproject.toml allows, and on the newest
@@ -75,6 +76,7 @@ bench: setup
 	$(BIN)/visionmlp bench repmlpnet_t224 resmlp_s24 mlpmixer_b16 asmlp_t hiremlp_t vip_s7 cyclemlp_b1 dynamixer_s \
 		sparsemlp_moe_s --form deploy --batch-size 1 8 --runtime eager packed openvino \
 		$(shell { command -v c++ || command -v g++ || command -v clang++; } >/dev/null && echo aotinductor) $(OPTIONS)
+	$(BIN)/python benchmarks/textbook_speed.py --seconds 2
 
 clean:
 	rm -rf $(VENV) .venv-floor .venv-newest build dist site

@@ -28,13 +28,21 @@ _CODE, _DESCRIPTION = ".so", "_metadata.json"
 _fresh_cache = getattr(torch._inductor.utils, "fresh_cache", None) or torch._inductor.utils.fresh_inductor_cache
 
 
-def check_compiler() -> None:
-    """Raise InvalidConfig if this machine has no C++ compiler."""
+def check_compiler(what: str = "AOTInductor", otherwise: str = "use OpenVINO") -> None:
+    """Refuse to compile on a machine without a C++ compiler.
+
+    Args:
+        what: needs one.
+        otherwise: what can be done without it.
+
+    Raises:
+        InvalidConfig: if there is none.
+    """
     try:
         get_cpp_compiler()
     except InvalidCxxCompiler as error:
         raise InvalidConfig(
-            "AOTInductor needs a C++ compiler and finds none; install g++ or clang++, or use OpenVINO"
+            f"{what} needs a C++ compiler and finds none; install g++ or clang++, or {otherwise}"
         ) from error
 
 

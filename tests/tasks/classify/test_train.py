@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from torch import nn
 
 from visionmlp.cli import main
 from visionmlp.data.packing import pack
@@ -24,6 +25,7 @@ from visionmlp.models.checkpoint import load_model
 from visionmlp.recipes import ClassifyConfig, evaluate, read_config, train
 from visionmlp.report.page import _reproduction
 from visionmlp.tasks.classify.figures import read_confusion
+from visionmlp.tasks.classify.task import Classification
 
 EVERYTHING: dict[str, Any] = {
     "epochs": 4,
@@ -114,6 +116,13 @@ def test_a_run_folder_holds_everything(images: Path, tmp_path: Path) -> None:
         train(config_for(images, tmp_path / "run", epochs=6, lr=3e-3, crop="center"), resume=True)
 
 
+def test_routed_experts_are_not_compiled(images: Path, tmp_path: Path) -> None:
+    with pytest.raises(InvalidConfig, match="compile does not take routed experts"):
+        train(config_for(images, tmp_path / "run", model="sparsemlp_moe_test", compile=True))
+    with pytest.raises(InvalidConfig, match="strategy ddp alone"):
+        config_for(images, tmp_path / "run", compile=True, strategy="fsdp")
+
+
 def test_routed_experts_are_told_of(images: Path, tmp_path: Path) -> None:
     config = config_for(images, tmp_path / "run", model="sparsemlp_moe_test", log_every=2, accumulate=2)
     folder = train(config).folder
@@ -149,6 +158,31 @@ def test_a_run_killed_by_sigkill_ends_bit_equal(images: Path, tmp_path: Path) ->
         train(config_for(images, tmp_path / "killed", **EVERYTHING), resume=True)
     assert_same_end(tmp_path / "whole", tmp_path / "killed")
     assert [row["step"] for row in untimed(table)] == list(range(1, 21))
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_run_resumes_bit_equal_and_trains_what_a_plain_one_does(images: Path, tmp_path: Path) -> None:
+    options = {"model": "resmlp_test", "model_args": {"depth": 1}, "log_every": 1, "save_every": 3}
+
+    def whole(name: str, **more: Any) -> Path:
+        return train(config_for(images, tmp_path / name, **options, **more)).folder
+
+    plain, compiled = whole("plain"), whole("compiled", compile=True)
+    losses = [[row["loss"] for row in untimed(folder / "train.csv")] for folder in (plain, compiled)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert losses[1] != losses[0]  # or it ran uncompiled
+    names = [set(load_file(folder / "model.safetensors")) for folder in (plain, compiled)]
+    assert names[0] == names[1]
+
+    def stop(self: Classification, model: nn.Module, step: int, processes: Any) -> None:
+        if step == 7:  # in the second epoch, behind step 6's checkpoint
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Classification, "after_step", stop)
+        whole("stopped", compile=True)
+    train(config_for(images, tmp_path / "stopped", **options, compile=True), resume=True)
+    assert_same_end(compiled, tmp_path / "stopped")
 
 
 def test_two_processes_train_what_one_does(images: Path, tmp_path: Path) -> None:

@@ -59,6 +59,13 @@ class ClassifyConfig(LabelledImagesConfig):
     )
     head_bias: float | None = option(None, "initial bias of the classifier, such as -6.9 for bce_sum", group="model")
 
+    compile: bool = option(
+        False,
+        "compile the network by torch.compile, for GPUs: on CPUs its float32 products are slower than eager mode's; "
+        "needs a C++ compiler, and a minute before the first step",
+        group="run",
+    )
+
     crop: Literal["resized", "pad", "center"] = option(
         "resized",
         "training crops: a random area, resized; the image shifted within a border; or as in evaluation",
@@ -152,6 +159,9 @@ class ClassifyConfig(LabelledImagesConfig):
         self.require(
             not self.mixing.enabled or self.part_size % 2 == 0,
             f"mixup and cutmix pair images, so batch_size / devices / accumulate must be even, got {self.part_size}",
+        )
+        self.require(
+            not self.compile or self.strategy == "ddp", "compile goes with strategy ddp alone; leave one of both out"
         )
         if self.auto_augment is not None:
             _check_policy(self.auto_augment)

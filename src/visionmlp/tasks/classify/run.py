@@ -108,6 +108,7 @@ def open_task(
         label_smoothing=config.label_smoothing,
         mixing=config.mixing,
         distillation=distillation,
+        compiled=config.compile,
     )
     return task, distillation
 

@@ -3,14 +3,17 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
+import torch
 from timm.data import Mixup
 from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import Tensor, nn
 
 from visionmlp.data.batches import Batch
+from visionmlp.deploy.aotinductor import check_compiler
 from visionmlp.engine.sharding import Part
 from visionmlp.engine.task import RunContext, Task, TrainingLoss
-from visionmlp.layers.auxiliary import balance_of, collect_auxiliary
+from visionmlp.errors import InvalidConfig
+from visionmlp.layers.auxiliary import AuxiliaryLoss, balance_of, collect_auxiliary
 from visionmlp.tasks.building import parts_of
 from visionmlp.tasks.classify.config import Mixing
 from visionmlp.tasks.classify.distillation import Distillation
@@ -26,6 +29,7 @@ class Classification(Task):
         label_smoothing: share of the target that goes to all classes evenly.
         mixing: mixup and cutmix.
         distillation: from a teacher, which sees the images as the model does.
+        compiled: whether the model is compiled by ``torch.compile``; its moving average is not.
     """
 
     metric: ClassVar[str] = "top1"
@@ -38,8 +42,9 @@ class Classification(Task):
         label_smoothing: float = 0.0,
         mixing: Mixing | None = None,
         distillation: Distillation | None = None,
+        compiled: bool = False,
     ) -> None:
-        self.num_classes, self.distillation = num_classes, distillation
+        self.num_classes, self.distillation, self.compiled = num_classes, distillation, compiled
         mixing = mixing or Mixing()
         self.mix: Mixup | None = None
         if mixing.enabled:
@@ -60,10 +65,16 @@ class Classification(Task):
         else:
             self.loss = LabelSmoothingCrossEntropy(label_smoothing)
 
-    def start(self, model: nn.Module, run: RunContext) -> None:  # noqa: ARG002 (the teacher is another)
-        """Move the teacher to the device."""
+    def start(self, model: nn.Module, run: RunContext) -> None:
+        """Move the teacher to the device, compile the model.
+
+        Raises:
+            InvalidConfig: if it cannot be compiled.
+        """
         if self.distillation is not None:
             self.distillation.teacher.to(run.device)
+        if self.compiled:
+            _compile(model)
 
     def parts(self, model: nn.Module) -> list[Part]:
         """The blocks of a backbone."""
@@ -115,3 +126,13 @@ class Classification(Task):
     def evaluate(self, model: nn.Module, batch: Batch, metric: ClassificationMetric) -> None:
         """Take a batch into the metric."""
         metric.update(model(batch.images), batch.labels)
+
+
+def _compile(model: nn.Module) -> None:
+    """Compile in place, so that names of weights stay."""
+    check_compiler("torch.compile", "leave compile out")
+    if any(isinstance(module, AuxiliaryLoss) for module in model.modules()):
+        raise InvalidConfig("compile does not take routed experts, whose work depends on the images; leave it out")
+    # graphs of an earlier run would be taken for this one's, and past their limit it would silently run uncompiled
+    torch._dynamo.reset()
+    model.compile(fullgraph=True)
