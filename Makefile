@@ -35,7 +35,7 @@ demo: setup
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup $(TESTS)
 
-# PyTorch's own kernels, oneDNN (also OpenVINO's) and MKL on Intel; ONNX Runtime's kernels have no switch.
+# PyTorch's own kernels, its oneDNN and MKL on Intel; ONNX Runtime and OpenVINO cannot be held back.
 # make test-portable TESTS='tests/deploy tests/parity' runs a part
 test-portable:
 	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 $(MAKE) test
