@@ -144,6 +144,8 @@ One family by hand:
 ```
 {commands}
 ```
+
+Sparse-MLP is the same with `--lr 0.0003`, then `--lr 0.00015`.
 """
 
 
