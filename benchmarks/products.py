@@ -9,7 +9,6 @@ keeps it; "columns" is the product from the left of token mixing, whose right fa
 """
 
 import argparse
-import csv
 import dataclasses
 import statistics
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
 
+from visionmlp.bench.bench import write_rows
 from visionmlp.files import beside
 from visionmlp.layers.packing import packed
 from visionmlp.measure.timing import describe_machine, interleave
@@ -101,10 +101,8 @@ def main() -> None:
             ]
         console.print(table)
     if arguments.csv:
-        with beside(arguments.csv, force=True) as partial, partial.open("w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+        with beside(arguments.csv, force=True) as partial:
+            write_rows(rows, partial)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ of both in training mode. A number above 1 says how many times as fast ours is.
 """
 
 import argparse
-import csv
 import dataclasses
 import math
 import os
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 
 import visionmlp
 from textbook import deployed, pair
+from visionmlp.bench.bench import write_rows
 from visionmlp.deploy.runtimes import session_of
 from visionmlp.files import beside
 from visionmlp.measure.timing import TrainingStep, describe_machine, interleave
@@ -142,10 +142,8 @@ def main() -> None:
         table.add_row(name, *(f"{cell:.2f}" for cell in cells))
     Console(width=140).print(table)
     if arguments.csv:
-        with beside(arguments.csv, force=True) as partial, partial.open("w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+        with beside(arguments.csv, force=True) as partial:
+            write_rows(rows, partial)
 
 
 if __name__ == "__main__":

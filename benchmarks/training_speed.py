@@ -8,7 +8,6 @@ convolution, has a benchmark of its own (``cyclefc.py``). All take turns; times 
 """
 
 import argparse
-import csv
 import dataclasses
 import statistics
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 import visionmlp
+from visionmlp.bench.bench import write_rows
 from visionmlp.files import beside
 from visionmlp.measure.timing import TrainingStep, describe_machine, interleave, peak_memory
 from visionmlp.ops import product
@@ -95,10 +95,8 @@ def main() -> None:
         )
     Console(width=140).print(table)
     if arguments.csv:
-        with beside(arguments.csv, force=True) as partial, partial.open("w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+        with beside(arguments.csv, force=True) as partial:
+            write_rows(rows, partial)
 
 
 if __name__ == "__main__":
