@@ -76,7 +76,7 @@ bench: setup
 	$(BIN)/visionmlp bench repmlpnet_t224 resmlp_s24 mlpmixer_b16 asmlp_t hiremlp_t vip_s7 cyclemlp_b1 dynamixer_s \
 		sparsemlp_moe_s --form deploy --batch-size 1 8 --runtime eager packed openvino \
 		$(shell { command -v c++ || command -v g++ || command -v clang++; } >/dev/null && echo aotinductor) $(OPTIONS)
-	$(BIN)/python benchmarks/textbook_speed.py --seconds 2
+	$(BIN)/python benchmarks/textbook_speed.py --seconds 1.5 --runtimes eager openvino training
 
 clean:
 	rm -rf $(VENV) .venv-floor .venv-newest build dist site
