@@ -16,6 +16,7 @@ import functools
 import mmap
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -24,7 +25,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import matplotlib.figure
 import numpy as np
@@ -228,15 +229,20 @@ def kill_somewhere(child: int, phase: Phase, aim: str | None, chance: random.Ran
     return where
 
 
-def damage_newest(folder: Path, chance: random.Random) -> bool:
-    """Cut or overwrite a part of the newest checkpoint, if another one is there."""
+def damage_newest(folder: Path, chance: random.Random) -> Path | None:
+    """Cut or empty the newest checkpoint, if another one is there; the file."""
     states = sorted(folder.glob("step-*.state"))
     if len(states) < 2:
-        return False
+        return None
     path = states[-1] if chance.random() < 0.5 else states[-1].with_suffix(".safetensors")
     content = path.read_bytes()
-    path.write_bytes(content[: chance.randrange(len(content))] if chance.random() < 0.5 else b"")
-    return True
+    path.write_bytes(content[: chance.randrange(len(content))] if content and chance.random() < 0.5 else b"")
+    return path
+
+
+def steps_named(log: TextIO) -> set[str]:
+    """Steps whose checkpoints were called damaged since the log was read last."""
+    return set(re.findall(r"checkpoint of step (\d+) is damaged", log.read()))
 
 
 def same(first: Any, second: Any) -> bool:
@@ -303,9 +309,11 @@ def run_kind(kind: str, work: Path, phase: Phase, chance: random.Random, kills: 
     fell: collections.Counter[str] = collections.Counter()
     full = damaged = runs = aims = 0
     unequal: list[str] = []
+    said = log.open()
     while fell.total() < kills:
         name = f"run{runs}"
         here = fields(name)
+        unnamed: set[str] = set()  # steps whose checkpoints are damaged and which no session has named yet
         for _ in range(chance.randint(2, 6)):
             if chance.random() < 0.15:
                 code = finish(session(task, here, log, full=(chance.randint(1, 6), chance.uniform(0.05, 0.95))))
@@ -322,16 +330,19 @@ def run_kind(kind: str, work: Path, phase: Phase, chance: random.Random, kills: 
             if where is None:
                 break
             fell[where] += 1
-            if chance.random() < 0.2 and damage_newest(place / name / "checkpoints", chance):
-                damaged += 1
-        if code := finish(session(task, here, log)):
+            unnamed -= steps_named(said)
+            if chance.random() < 0.2 and (path := damage_newest(place / name / "checkpoints", chance)):
+                step = str(int(path.stem.partition("-")[2]))
+                damaged += step not in unnamed  # a session may have died before it looked
+                unnamed.add(step)
+        code = finish(session(task, here, log))
+        unnamed -= steps_named(said)
+        unequal += [f"{name}: nobody named the damaged checkpoint of step {step}" for step in unnamed]
+        if code:
             unequal.append(f"{name}: the last session ended with exit code {code}")
         elif found := differences(place / "whole", place / name):
             unequal.append(f"{name}: {', '.join(found)}")
         runs += 1
-    said = log.read_text().count("is damaged (")
-    if said < damaged:
-        unequal.append(f"{damaged} checkpoints were damaged, {said} were named")
     for line in unequal:
         print(f"{kind}: {line}", flush=True)
     places = " | ".join(str(fell[name]) for name in PHASES)

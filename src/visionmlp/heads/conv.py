@@ -10,6 +10,7 @@ from visionmlp.layers.collective import are_several
 from visionmlp.layers.fusible import Fusible, parameter
 from visionmlp.ops.eager import is_symbolic
 from visionmlp.ops.fold import affine_of_linear, batchnorm_affine
+from visionmlp.ops.small_maps import conv2d_of_any_size
 
 
 class Conv(nn.Module):
@@ -28,7 +29,7 @@ class Conv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C', ceil(H / stride), ceil(W / stride))."""
-        return self.conv(x)
+        return conv2d_of_any_size(self.conv, x)
 
 
 class ConvNormAct(Fusible):

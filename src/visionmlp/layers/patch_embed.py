@@ -8,6 +8,7 @@ from visionmlp.layers.memory_order import keep_order
 from visionmlp.ops.eager import in_eager_inference
 from visionmlp.ops.fold import affine_of_linear, batchnorm_affine
 from visionmlp.ops.layout import Layout, from_positions_first, to_channels_first
+from visionmlp.ops.small_maps import conv2d_of_any_size
 
 
 class ConvEmbed(Fusible):
@@ -40,7 +41,8 @@ class ConvEmbed(Fusible):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) or (B, H, W, C) to (B, dim, H', W') or (B, H', W', dim)."""
-        x = self.act(self.norm(self.proj(_in_order(to_channels_first(x, self.input_layout), self.layout))))
+        x = conv2d_of_any_size(self.proj, _in_order(to_channels_first(x, self.input_layout), self.layout))
+        x = self.act(self.norm(x))
         return x.permute(0, 2, 3, 1) if self.layout == "BHWC" else x
 
     def folded(self) -> tuple[Tensor, Tensor | None]:
