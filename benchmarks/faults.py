@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/faults.py --work FOLDER
 
-For each kind of run, tiny models on small generated images: at least 20 SIGKILLs (half at a random time, half aimed at
+For each kind of run, tiny models on small generated data: at least 20 SIGKILLs (half at a random time, half aimed at
 steps, writes and evaluations in turn), disks that are full in a checkpoint's write, and newest checkpoints that are
 damaged. Every run is resumed to its end; weights, moving average, teacher, optimizer and tables must equal those of a
 run left alone bit by bit. Writes docs/results/faults.md. Needs fork, so Linux or macOS.
@@ -28,20 +28,20 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import matplotlib.figure
-import numpy as np
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 
-import visionmlp.models  # imported once, before the forks
-import visionmlp.tasks.classify.run
-import visionmlp.tasks.dino.run
-import visionmlp.tasks.moco.run
+from fault_data import write_classes, write_scenes, write_sentences
 from visionmlp.engine import loop, run_folder
 from visionmlp.engine.checkpoints import Checkpoints
 from visionmlp.engine.run_folder import Table
 from visionmlp.errors import VisionMLPError
+from visionmlp.tasks.classify import run as classify
+from visionmlp.tasks.detect import run as detect
 from visionmlp.tasks.register import load_task
+from visionmlp.tasks.segment import run as segment
+from visionmlp.tasks.self_supervised import run as self_supervised
+from visionmlp.tasks.translate import run as translate
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "results" / "faults.md"
 PHASES = ("start", "data", "step", "write", "evaluation", "report")
@@ -50,21 +50,22 @@ LIMIT = 120.0
 """Seconds that a session may take before it counts as hanging."""
 
 COMMON: dict[str, Any] = {
-    "model": "resmlp_test",
     "epochs": 4,
     "batch_size": 8,
     "lr": 1e-3,
     "warmup_epochs": 1.0,
     "log_every": 1,
     "save_every": 2,
-    "num_workers": 0,
     "threads": 1,
     "accelerator": "cpu",
 }
+CLASSES = {**COMMON, "data": "classes", "model": "resmlp_test", "num_workers": 0}
+SCENES = {**COMMON, "data": "scenes", "ema_decay": 0.9, "num_workers": 1, "pictures": 1}
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "classify: mixup, moving average, 2 loaders, 2 parts": (
         "classify",
         {
+            **CLASSES,
             "model": "repmlpnet_test",
             "num_workers": 2,
             "accumulate": 2,
@@ -78,12 +79,56 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
             "label_smoothing": 0.1,
         },
     ),
-    "classify: distilled, with a teacher's cache": ("classify", {"distill": "soft", "distill_temperature": 3.0}),
+    "classify: distilled, with a teacher's cache": (
+        "classify",
+        {**CLASSES, "distill": "soft", "distill_temperature": 3.0},
+    ),
     "dino": (
         "dino",
-        {"out_dim": 32, "hidden_dim": 16, "bottleneck_dim": 8, "local_crops": 2, "local_size": 16},
+        {**CLASSES, "out_dim": 32, "hidden_dim": 16, "bottleneck_dim": 8, "local_crops": 2, "local_size": 16},
     ),
-    "moco": ("moco", {"projector_dim": 8, "projector_hidden": 16}),
+    "moco": ("moco", {**CLASSES, "projector_dim": 8, "projector_hidden": 16}),
+    "segment: UperNet, a loader": (
+        "segment",
+        {
+            **SCENES,
+            "model": "hiremlp_test",
+            "head": "upernet",
+            "head_channels": 8,
+            "auxiliary_channels": 4,
+            "crop_size": [32, 32],
+            "scale_range": [0.8, 1.25],
+        },
+    ),
+    "detect: Mask R-CNN, a loader": (
+        "detect",
+        {
+            **SCENES,
+            "model": "cyclemlp_test",
+            "head": "mask_rcnn",
+            "settings": {"fc_channels": 16, "roi_batch": 16, "rpn_post_nms": [40, 40], "score_thresh": 0.0},
+            "fpn_channels": 8,
+            "min_size": [48, 64],
+            "max_size": 96,
+        },
+    ),
+    "translate: dropout, moving average, 2 parts": (
+        "translate",
+        {
+            **COMMON,
+            "data": "sentences",
+            "source": "in",
+            "target": "out",
+            "vocab_size": 277,
+            "model": "resmlp_seq2seq_test",
+            "model_args": {"dropout": 0.2, "dim": 32, "hidden_dim": 64, "num_heads": 4, "max_length": 16},
+            "batch_size": 128,
+            "ema_decay": 0.9,
+            "label_smoothing": 0.1,
+            "accumulate": 2,
+            "shown": 2,
+        },
+    ),
 }
 
 
@@ -139,7 +184,7 @@ def watch_all(phase: Phase) -> None:
     phase.watch(loop._Loop, "save", "write")
     phase.watch(run_folder.Table, "append", "write")
     phase.watch(loop._Loop, "_keep", "write")
-    for module in (visionmlp.tasks.classify.run, visionmlp.tasks.self_supervised.run):
+    for module in (classify, self_supervised, segment, detect, translate):
         phase.watch(module, "write_report", "report")
 
 
@@ -268,26 +313,16 @@ def differences(first: Path, second: Path) -> list[str]:
         found.append("model.safetensors")
     for name in ("train.csv", "metrics.csv", "router.csv"):
         rows = [Table(folder / name).rows() for folder in (first, second)]
-        untimed = [[{k: v for k, v in row.items() if k != "images_per_second"} for row in table] for table in rows]
-        if untimed[0] != untimed[1]:
+        untimed = [[{k: v for k, v in row.items() if not k.endswith("_per_second")} for row in table] for table in rows]
+        if str(untimed[0]) != str(untimed[1]):  # text, as what no object could be scored for is NaN
             found.append(name)
-    confusions = [folder / "confusion.csv" for folder in (first, second)]  # of classification only
-    if len({path.read_bytes() if path.exists() else b"" for path in confusions}) > 1:
-        found.append("confusion.csv")
+    for name in ("confusion.csv", "classes.csv", "translations.txt"):  # of some tasks each
+        files = [folder / name for folder in (first, second)]
+        if len({path.read_bytes() if path.exists() else b"" for path in files}) > 1:
+            found.append(name)
     if left := [path.name for path in second.rglob(".*")]:
         found.append(f"{', '.join(left)} left over")
     return found
-
-
-def write_images(root: Path) -> None:
-    """Two classes that differ in brightness: 48 images to train on, 16 held out."""
-    generator = np.random.default_rng(0)
-    for split, count in (("train", 24), ("val", 8)):
-        for level, name in enumerate(("dark", "light")):
-            (root / split / name).mkdir(parents=True)
-            for number in range(count):
-                pixels = generator.integers(100 * level, 100 * level + 150, (36, 36, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(root / split / name / f"{number}.png")
 
 
 def run_kind(kind: str, work: Path, phase: Phase, chance: random.Random, kills: int) -> str:
@@ -300,7 +335,7 @@ def run_kind(kind: str, work: Path, phase: Phase, chance: random.Random, kills: 
     def fields(name: str) -> dict[str, Any]:
         own = {"teacher": str(work / "teacher"), "teacher_cache": str(place / f"{name}-cache")}
         taught = own if "distill" in options else {}
-        return {**COMMON, **options, **taught, "data": str(work / "images"), "output": str(place / name)}
+        return {**options, **taught, "data": str(work / options["data"]), "output": str(place / name)}
 
     begin = time.monotonic()
     if finish(session(task, fields("whole"), log)):
@@ -359,11 +394,13 @@ def main() -> int:
     args = parser.parse_args()
     shutil.rmtree(args.work, ignore_errors=True)
     args.work.mkdir(parents=True)
-    write_images(args.work / "images")
+    write_classes(args.work / "classes")
+    write_scenes(args.work / "scenes")
+    write_sentences(args.work / "sentences")
     matplotlib.figure.Figure().subplots()  # fonts, once
     phase, chance = Phase(), random.Random(args.seed)
     watch_all(phase)
-    taught = {**COMMON, "epochs": 2, "data": str(args.work / "images"), "output": str(args.work / "teacher")}
+    taught = {**CLASSES, "epochs": 2, "data": str(args.work / "classes"), "output": str(args.work / "teacher")}
     if finish(session("classify", taught, args.work / "teacher.log")):
         raise SystemExit(f"the teacher failed, see {args.work}/teacher.log")
     rows = []
@@ -381,17 +418,17 @@ TEXT = """# Runs that are killed, find the disk full, or lose a checkpoint
 {command}
 ```
 
-Tiny models on generated images, 24 steps of 8 images in 4 epochs, a checkpoint every two steps and an evaluation after
-each epoch. Each run was interrupted several times and then resumed to its end. Half of the SIGKILLs came at a random
-time, the others were aimed at a step, a write and an evaluation in turn; the columns say where they fell (*start*:
-reading data, building and restoring; *data*: waiting for a batch; *write*: checkpoints, best weights and tables;
-*report*: figures and page). *Full disk*: a checkpoint's write failed at a random byte (`RLIMIT_FSIZE`), and the run
-ended with one line and exit code 2. *Damaged*: the newest checkpoint was cut or emptied behind a kill; the run said so
-and took the one before.
+Tiny models on generated images or sentences, 24 steps of 8 images in 4 epochs (of translation, as many as its tokens
+give), a checkpoint every two steps and an evaluation after each epoch. Each run was interrupted several times and then
+resumed to its end. Half of the SIGKILLs came at a random time, the others were aimed at a step, a write and an
+evaluation in turn; the columns say where they fell (*start*: reading data, building and restoring; *data*: waiting for
+a batch; *write*: checkpoints, best weights and tables; *report*: figures and page). *Full disk*: a checkpoint's write
+failed at a random byte (`RLIMIT_FSIZE`), and the run ended with one line and exit code 2. *Damaged*: the newest
+checkpoint was cut or emptied behind a kill; the run said so and took the one before.
 
 At the end the newest checkpoint (weights, optimizer, moving average, teacher and centre), `model.safetensors`, the
-tables without their times and the confusion matrix were compared with those of a run left alone, bit by bit. One core
-of a shared machine.
+tables without their times, the confusion matrix, the scores of classes and the translations were compared with those
+of a run left alone, bit by bit. One core of a shared machine.
 
 | kind of run | runs | kills | {phases} | full disk | damaged | all bit-equal | seconds |
 |---|---|---|---|---|---|---|---|---|---|---|---|---|

@@ -161,7 +161,8 @@ def _read_state(path: Path) -> dict[str, Any]:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
-        raise RunFolderError(" ".join(str(error).split())) from error
+        reason = " ".join(str(error).split()) or type(error).__name__  # EOFError has no text
+        raise RunFolderError(f"{path.name} cannot be read: {reason}") from error
 
 
 def _weights(folder: Path, step: int) -> Path:
