@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from rich.table import Table
 from rich.text import Text
-from torch import Tensor
 
 from visionmlp.bench.contenders import Comparison, Contender, Form, Head, gather
 from visionmlp.bench.runners import Dtype, Entry, Prepared, Runners, Runtime, Task, check_runtimes
@@ -24,7 +23,6 @@ from visionmlp.measure.gemm import (
     GEMM_SIDES,
     GemmRate,
     copy_call,
-    fused_bound,
     gemm_calls,
     gemm_rate,
 )
@@ -69,8 +67,8 @@ class Measurement:
     matmul_efficiency: float
     """The same over the rate of ``torch.matmul``."""
     fused_roofline: float
-    """Share of the speed that perfect fusion would reach, see `visionmlp.measure.gemm.fused_bound`: GEMM efficiency,
-    unless reading the weights takes longer than multiplying."""
+    """Share of the speed that perfect fusion of every layer would reach, see `visionmlp.measure.gemm.fused_bound`: GEMM
+    efficiency, unless reading a layer's weights takes longer than multiplying by them."""
     peak_mib: float | None
     """Weights, images and the largest sum of tensors alive in one call; None where PyTorch does not see them."""
     gemm_gflops: float
@@ -197,11 +195,7 @@ def bench(
                 continue
             try:
                 rate = gemm[_gemm_dtype(entry.dtype)]
-                bytes_once = _bytes_once(entry, runners.images(entry))
-                row = _measurement(
-                    entry, made, durations[entry], rate, runners.macs(entry), bytes_once=bytes_once, bandwidth=bandwidth
-                )
-                measurements.append(row)
+                measurements.append(_measurement(entry, made, durations[entry], rate, bandwidth, runners))
             except Exception as error:  # memory is measured by one more call
                 failures[str(entry)] = reason(error)
         if not measurements:
@@ -260,23 +254,15 @@ def _gemm_dtype(dtype: Dtype) -> str:
     return "float32" if dtype == "int8" else dtype
 
 
-def _bytes_once(entry: Entry, images: Tensor) -> int:
-    """Weights in the dtype that they are computed in, and images."""
-    bytes_each = torch.int8.itemsize if entry.dtype == "int8" else getattr(torch, entry.dtype).itemsize
-    return count_params(entry.contender.module) * bytes_each + images.nbytes
-
-
 def _measurement(
     entry: Entry,
     made: Prepared,
     durations: Sequence[float],
     gemm: GemmRate,
-    macs: int,
-    *,
-    bytes_once: int,
     bandwidth: float,
+    runners: Runners,
 ) -> Measurement:
-    median = statistics.median(durations)
+    median, macs = statistics.median(durations), runners.macs(entry)
     speed = entry.batch_size / median
     contender = entry.contender
     return Measurement(
@@ -298,8 +284,7 @@ def _measurement(
         calls=len(durations),
         gemm_efficiency=gemm_efficiency(macs, speed, gemm.best),
         matmul_efficiency=gemm_efficiency(macs, speed, gemm.matmul),
-        fused_roofline=fused_bound(entry.batch_size * macs, bytes_once, gemm_flops=gemm.best, bandwidth=bandwidth)
-        / median,
+        fused_roofline=runners.fused_bound(entry, gemm_flops=gemm.best, bandwidth=bandwidth) / median,
         peak_mib=made.peak_memory() / _MIB if made.peak_memory else None,
         gemm_gflops=round(gemm.best / 1e9, 1),
         gemm_library=gemm.library,

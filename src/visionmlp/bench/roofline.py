@@ -41,6 +41,8 @@ class LayerTime:
     """Least that must move: inputs and weights read once, outputs written once."""
     bound: float
     """Seconds at the roofline, the sum over the calls of max(2 x MACs / GEMM rate, bytes / bandwidth)."""
+    fused_bound: float
+    """The same with perfect fusion, see `visionmlp.measure.gemm.fused_bound`."""
 
     @property
     def group(self) -> str:
@@ -62,8 +64,6 @@ class Profile:
     gemm: GemmRate
     bandwidth: float
     """Bytes per second of a large copy, read and written ones together."""
-    bytes_once: int
-    """Weights and images."""
     plain_seconds: float
     """Median of one call that nobody watches."""
     outside: float
@@ -86,9 +86,8 @@ class Profile:
 
     @property
     def fused_bound(self) -> float:
-        """Seconds that remain with perfect fusion, see `visionmlp.measure.gemm.fused_bound`."""
-        macs = sum(layer.macs for layer in self.layers)
-        return fused_bound(macs, self.bytes_once, gemm_flops=self.gemm.best, bandwidth=self.bandwidth)
+        """Seconds that remain with perfect fusion in every layer."""
+        return sum(layer.fused_bound for layer in self.layers)
 
 
 def profile_models(
@@ -187,7 +186,6 @@ def _profile(entry: Entry, runners: Runners, *, seconds: float, gemm_sides: Sequ
         batch_size=entry.batch_size,
         gemm=gemm,
         bandwidth=bandwidth,
-        bytes_once=sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers(), images)),
         plain_seconds=plain,
         outside=min(between),
         layers=layers,
@@ -202,21 +200,25 @@ def layer_times(runs: Sequence[Sequence[Operation]], *, gemm_flops: float, bandw
         gemm_flops: operations per second at the roofline.
         bandwidth: bytes per second at the roofline.
     """
-    groups: dict[tuple[str, str, Kind], list[tuple[float, int, int]]] = {}
+    groups: dict[tuple[str, str, Kind], list[tuple[float, Operation]]] = {}
     for same in zip(*runs, strict=True):
         first = same[0]
         took = statistics.median(operation.seconds for operation in same)
-        groups.setdefault((first.layer, first.name, first.kind), []).append((took, first.macs, first.bytes))
+        groups.setdefault((first.layer, first.name, first.kind), []).append((took, first))
     return [
         LayerTime(
             layer=layer,
             operation=name,
             kind=kind,
             calls=len(calls),
-            seconds=sum(took for took, _, _ in calls),
-            macs=sum(macs for _, macs, _ in calls),
-            bytes=sum(moved for _, _, moved in calls),
-            bound=sum(max(2 * macs / gemm_flops, moved / bandwidth) for _, macs, moved in calls),
+            seconds=sum(took for took, _ in calls),
+            macs=sum(call.macs for _, call in calls),
+            bytes=sum(call.bytes for _, call in calls),
+            bound=sum(max(2 * call.macs / gemm_flops, call.bytes / bandwidth) for _, call in calls),
+            fused_bound=sum(
+                fused_bound(call.macs, call.weight_bytes, gemm_flops=gemm_flops, bandwidth=bandwidth)
+                for _, call in calls
+            ),
         )
         for (layer, name, kind), calls in groups.items()
     ]

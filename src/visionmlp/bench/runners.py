@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from visionmlp.bench.contenders import Contender
+from visionmlp.bench.watch import Operation, operations
 from visionmlp.deploy.aotinductor import check_compiler
 from visionmlp.deploy.graphs import export_program, openvino_model
 from visionmlp.deploy.quantize import MINIMUM_IMAGES, quantize_openvino
@@ -19,7 +20,7 @@ from visionmlp.deploy.runtimes import openvino_call, session_of, streams_for
 from visionmlp.errors import InvalidConfig, require
 from visionmlp.layers.packing import prepack
 from visionmlp.measure.catalog import count_macs
-from visionmlp.measure.gemm import synchronised
+from visionmlp.measure.gemm import fused_bound, synchronised
 from visionmlp.measure.timing import TrainingStep, peak_memory
 
 Dtype = Literal["float32", "bfloat16", "int8"]
@@ -98,6 +99,7 @@ class Runners:
         self._compiled: dict[nn.Module, Callable[[Tensor], Tensor]] = {}
         self._images: dict[Any, Tensor] = {}
         self._macs: dict[tuple[nn.Module, tuple[int, int, int], Task], int] = {}
+        self._operations: dict[Contender, list[Operation]] = {}
 
     def prepare(self, entry: Entry) -> Prepared:
         """The call of an entry. What can go wrong is up to the library that runs it."""
@@ -152,6 +154,30 @@ class Runners:
             count = count_macs if entry.task == "inference" else count_step_macs
             self._macs[key] = count(module, size)
         return self._macs[key]
+
+    def fused_bound(self, entry: Entry, *, gemm_flops: float, bandwidth: float) -> float:
+        """Seconds of one call with perfect fusion in every layer, see `visionmlp.measure.gemm.fused_bound`.
+
+        A training step reads each weight in both passes and writes its gradient.
+        """
+        contender = entry.contender
+        if contender not in self._operations:
+            module = copy.deepcopy(contender.module).to(self.device).eval()
+            self._operations[contender] = operations(
+                module, torch.randn(1, *contender.input_size, device=self.device)
+            ).operations
+        passes = 3 if entry.task == "training step" else 1
+        computed = self.macs(entry) / self.macs(dataclasses.replace(entry, task="inference"))
+        bytes_each = 1 if entry.dtype == "int8" else getattr(torch, entry.dtype).itemsize
+        return sum(
+            fused_bound(
+                entry.batch_size * computed * operation.macs,
+                passes * operation.weight_bytes * bytes_each / torch.float32.itemsize,
+                gemm_flops=gemm_flops,
+                bandwidth=bandwidth,
+            )
+            for operation in self._operations[contender]
+        )
 
     def _compile(self, module: nn.Module) -> Callable[[Tensor], Tensor]:
         if module not in self._compiled:

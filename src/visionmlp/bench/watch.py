@@ -37,6 +37,8 @@ class Operation:
     kind: Kind
     macs: int
     bytes: int
+    weight_bytes: int
+    """Of the inputs that are the model's own."""
     seconds: float = 0.0
 
 
@@ -71,6 +73,7 @@ class _Watch(TorchFunctionMode):
         super().__init__()
         self.parts = {part: name for name, part in module.named_modules()}
         self.device, self.known = device, known
+        self.weights = {_place(tensor) for tensor in (*module.parameters(), *module.buffers())}
         self.path = [""]
         self.hooks: list[Any] = []
         self.seen: list[Operation] = []
@@ -107,7 +110,18 @@ class _Watch(TorchFunctionMode):
                 moved = least_bytes(name, args, kwargs, result)
                 macs = _count_macs(func, name, args, kwargs) if moved else 0
                 kind = _kind(name, macs, moved)
-                self.seen.append(Operation(layer=self.path[-1], name=name, kind=kind, macs=macs, bytes=moved))
+                own = [tensor for tensor in _tensors((args, kwargs)) if _place(tensor) in self.weights]
+                weight_bytes = sum(map(_extent, own)) if moved else 0
+                self.seen.append(
+                    Operation(
+                        layer=self.path[-1],
+                        name=name,
+                        kind=kind,
+                        macs=macs,
+                        bytes=moved,
+                        weight_bytes=weight_bytes,
+                    )
+                )
         self.noting += time.perf_counter() - begin
         return result
 
@@ -188,6 +202,11 @@ def least_bytes(name: str, args: Any, kwargs: Any, result: Any) -> int:
 def _tensors(tree: Any) -> list[Tensor]:
     """Each tensor once."""
     return list({id(leaf): leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)}.values())
+
+
+def _place(tensor: Tensor) -> int:
+    """Equal for a tensor and its views."""
+    return id(tensor) if tensor.is_mkldnn else tensor.untyped_storage().data_ptr()
 
 
 def _extent(tensor: Tensor) -> int:

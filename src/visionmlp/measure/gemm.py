@@ -101,13 +101,13 @@ def _packed(weight: Tensor) -> Tensor | None:
     return packed
 
 
-def fused_bound(macs: int, bytes_once: int, *, gemm_flops: float, bandwidth: float) -> float:
-    """Seconds that a call takes with perfect fusion: only products compute, and only what must be read once moves.
+def fused_bound(macs: float, weight_bytes: float, *, gemm_flops: float, bandwidth: float) -> float:
+    """Seconds that one layer takes with perfect fusion: only products compute, and only its weights move.
 
     Args:
         macs: multiply-accumulates.
-        bytes_once: weights and images; the maps between layers stay in the caches.
+        weight_bytes: of its weights, which are read once; the maps between layers stay in the caches.
         gemm_flops: operations per second.
         bandwidth: bytes per second.
     """
-    return max(2 * macs / gemm_flops, bytes_once / bandwidth)
+    return max(2 * macs / gemm_flops, weight_bytes / bandwidth)
