@@ -6,6 +6,7 @@ from collections import OrderedDict
 from torch import Tensor, nn
 
 from visionmlp.layers.linear import add_linear
+from visionmlp.layers.norms import MapGroupNorm
 from visionmlp.ops.eager import in_eager_inference
 
 
@@ -86,5 +87,8 @@ class DeployedResidual(nn.Module):
         x = x.contiguous()
         if in_eager_inference(x):
             return self.mixer.add_to(x, self.norm(x))
-        # as matrices: OpenVINO takes four dimensions for images and puts their channels elsewhere
-        return (x.flatten(0, 2) + self.mixer(self.norm(x)).flatten(0, 2)).view(x.shape)
+        # as matrices: OpenVINO takes four dimensions for images and puts their channels elsewhere, and computes the
+        # LayerNorm of a matrix's rows in one operator, that of a map's positions in six
+        rows = x.flatten(0, 2)
+        normed = self.norm(x) if isinstance(self.norm, MapGroupNorm) else self.norm(rows).view_as(x)
+        return (rows + self.mixer(normed).flatten(0, 2)).view_as(x)

@@ -55,14 +55,15 @@ class DeployedMLP(nn.Module):
 
     def mix(self, x: Tensor) -> Tensor:
         """(..., C) to (..., C), a contiguous map of channels-last memory order."""
+        of_whole_maps = isinstance(self.norm, MapGroupNorm)
         if not in_eager_inference(x):
-            # as a matrix: OpenVINO takes four dimensions for an image and puts its channels elsewhere
-            hidden = self.act(self.fc1(self.norm(x).flatten(0, -2)))
-            return self.fc2(hidden).add_(x.flatten(0, -2)).view(x.shape)
+            # as matrices, see DeployedResidual
+            rows = x.flatten(0, -2)
+            hidden = self.act(self.fc1(self.norm(x).flatten(0, -2) if of_whole_maps else self.norm(rows)))
+            return self.fc2(hidden).add_(rows).view(x.shape)
         x = x.contiguous()
         # a hidden map of tens of megabytes is fresh memory in every block, and costs more than the products' last tenth
         size = max(1, _HIDDEN_PART // self.fc1.out_features)
-        of_whole_maps = isinstance(self.norm, MapGroupNorm)
         rows = x.flatten(0, -2)
         normed = self.norm(x).flatten(0, -2) if of_whole_maps else rows
         if len(rows) <= size:

@@ -5,7 +5,7 @@ from timm.layers import register_notrace_function
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from visionmlp.ops.eager import in_eager_inference
+from visionmlp.ops.eager import in_eager_inference, in_inference_graph
 
 
 class MapBatchNorm(nn.Module):
@@ -55,7 +55,7 @@ class MapGroupNorm(nn.GroupNorm):
 @register_notrace_function
 def map_group_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     """Group norm of one group over a map (B, H, W, C), with scale and shift (C,)."""
-    if torch.compiler.is_compiling() and not torch.is_grad_enabled():
+    if in_inference_graph():
         # statistics of a sample do not ask where its channels are, but runtimes move them for a GroupNorm
         normed = F.group_norm(x.flatten(1, 2), 1, eps=eps)
         scaled = normed if weight is None else normed * weight

@@ -100,7 +100,8 @@ class DeployedTokenLinear(nn.Module):
         """(B, H, W, C) to (B, H, W, C)."""
         positions = to_positions_first(x, "BHWC").contiguous()
         h, w, batch, channels = positions.shape
-        tokens = self.norm(positions).view(h * w, batch * channels)
+        # the norm of a matrix's rows, see LayerStatistics
+        tokens = self.norm(positions.flatten(0, 2)).view(h * w, batch * channels)
         mixed = self.fc(tokens).view(h, w, batch, channels)
         return from_positions_first((positions + self.bias).addcmul_(mixed, self.scale), "BHWC")
 
@@ -138,9 +139,10 @@ class DeployedTokenMLP(nn.Module):
         """(B, H, W, C) to (B, H, W, C)."""
         positions = to_positions_first(x, "BHWC").contiguous()
         h, w, batch, channels = positions.shape
-        tokens = self.norm(positions).view(h * w, batch * channels)
-        mixed = self.fc2(self.act(self.fc1(tokens))).view(h, w, batch, channels)
-        return from_positions_first(self.scale(mixed).add_(positions), "BHWC")
+        rows = positions.flatten(0, 2)  # as matrices, see DeployedResidual
+        tokens = self.norm(rows).view(h * w, batch * channels)
+        mixed = self.fc2(self.act(self.fc1(tokens))).view_as(rows)
+        return from_positions_first(self.scale(mixed).add_(rows).view_as(positions), "BHWC")
 
     @staticmethod
     def fold(mixer: TokenMLP, *, norm: nn.Module, scale: nn.Module) -> nn.Module:

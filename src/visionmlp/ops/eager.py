@@ -30,6 +30,11 @@ def is_eager(x: Tensor) -> bool:
     )
 
 
+def in_inference_graph() -> bool:
+    """Whether a graph for inference is being made: compiled or exported."""
+    return torch.compiler.is_compiling() and not torch.is_grad_enabled()
+
+
 def in_eager_inference(x: Tensor) -> bool:
     """`is_eager`, and nothing but the value will be asked for: no gradient."""
     return not torch.is_grad_enabled() and is_eager(x)
