@@ -5,7 +5,8 @@
 
 The rules of `visionmlp.ops.product.RULES` were made from this table. Rates are GFLOP/s, medians; all contenders of a
 shape take turns. Channel products are (rows, inputs) by (inputs, outputs) with a weight that lies in memory as PyTorch
-keeps it; "columns" is the product from the left of token mixing, whose right factor has contiguous rows.
+keeps it; "columns" is the product from the left of token mixing, whose right factor has contiguous rows. The gradient
+of a weight is (inputs, rows) by (rows, outputs).
 """
 
 import argparse
@@ -64,6 +65,19 @@ def token_calls(outputs: int, positions: int, columns: int) -> Calls:
     return calls
 
 
+def gradient_calls(rows: int, inputs: int, outputs: int) -> Calls:
+    x, gradient, weight = torch.randn(rows, inputs), torch.randn(rows, outputs), torch.randn(outputs, inputs)
+    operator = product._LINEAR
+    calls: Calls = {"PyTorch": lambda: gradient.t() @ x}
+    if operator is not None:
+        calls |= {
+            "oneDNN": lambda: operator(gradient.t(), x.t(), None, "none", [], ""),
+            "oneDNN, transposed": lambda: operator(x.t(), gradient.t(), None, "none", [], "").t(),
+            "oneDNN, convolution": lambda: product._convolved_gradient(gradient, x, weight),
+        }
+    return calls
+
+
 @torch.inference_mode()
 def measured(shape: tuple[int, int, int], calls: Calls, seconds: float) -> dict[str, float]:
     operations = 2 * shape[0] * shape[1] * shape[2]
@@ -83,12 +97,13 @@ def main() -> None:
     isa = torch.backends.cpu.get_cpu_capability()
     print(f"{isa}, rules in force: {product._RULES if product._LINEAR is not None else 'plain products'}")
     rows: list[dict[str, object]] = []
+    channels = [(rows * b, *rest) for b in arguments.batch_size for rows, *rest in CHANNELS]
     tables = {
-        "channel mixing": [(rows * b, *rest) for b in arguments.batch_size for rows, *rest in CHANNELS],
-        "token mixing": TOKENS,
+        "channel mixing": (channel_calls, channels),
+        "token mixing": (token_calls, TOKENS),
+        "gradient of the weight": (gradient_calls, channels),
     }
-    for kind, shapes in tables.items():
-        make = channel_calls if kind == "channel mixing" else token_calls
+    for kind, (make, shapes) in tables.items():
         results = {shape: measured(shape, make(*shape), arguments.seconds) for shape in shapes}
         names = list(next(iter(results.values())))
         table = Table(kind, *names, title="GFLOP/s")

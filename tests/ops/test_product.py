@@ -195,6 +195,38 @@ def test_packed_convolutions_of_every_rule(rules, memory_format):
         torch.testing.assert_close(result.double(), expected, rtol=1e-5, atol=1e-5)
 
 
+@needs_onednn
+@pytest.mark.parametrize("rows", [20, 1024, 1500, 2049])
+@pytest.mark.parametrize("how", ["contiguous", "transposed", "steps"])
+def test_gradients_of_weights_by_every_rule(rules, monkeypatch, rows, how):
+    convolved = []
+    real = torch.ops.aten.convolution_backward
+    monkeypatch.setattr(
+        torch.ops.aten, "convolution_backward", lambda *args: convolved.append(args[0].shape[0]) or real(*args)
+    )
+    x, weight = strided(torch.randn(rows, 18), how), torch.randn(34, 18, requires_grad=True)
+    seed = strided(torch.randn(rows, 34), how)
+    (gradient,) = torch.autograd.grad(product.linear(x, weight), weight, seed)
+    close(gradient, seed.double().t() @ x.double(), tolerance=5e-6)
+    images = {1024: 8, 1500: 4, 2049: 1}
+    assert convolved == ([images[rows]] if rules.convolved_gradients and rows > 20 else [])
+
+
+@needs_onednn
+def test_second_derivatives_of_many_rows(rules):
+    del rules
+    x, weight = torch.randn(1100, 18), torch.randn(34, 18)
+
+    def penalty(x, weight, linear):
+        (gradient,) = torch.autograd.grad(linear(x, weight).tanh().sum(), weight, create_graph=True)
+        return torch.autograd.grad(gradient.square().sum(), (x, weight))
+
+    values = x.clone().requires_grad_(), weight.clone().requires_grad_()
+    doubles = [value.double().requires_grad_() for value in (x, weight)]
+    for result, expected in zip(penalty(*values, product.linear), penalty(*doubles, F.linear), strict=True):
+        close(result, expected, tolerance=1e-5)
+
+
 def test_parts_that_need_no_gradient_get_none():
     x, weight = torch.randn(4, 34), torch.randn(18, 34, requires_grad=True)
     result = product.linear(x, weight)

@@ -100,7 +100,7 @@ class DeployedTokenLinear(nn.Module):
         """(B, H, W, C) to (B, H, W, C)."""
         positions = to_positions_first(x, "BHWC").contiguous()
         h, w, batch, channels = positions.shape
-        # the norm of a matrix's rows, see LayerStatistics
+        # rows, see DeployedResidual
         tokens = self.norm(positions.flatten(0, 2)).view(h * w, batch * channels)
         mixed = self.fc(tokens).view(h, w, batch, channels)
         return from_positions_first((positions + self.bias).addcmul_(mixed, self.scale), "BHWC")

@@ -12,6 +12,7 @@ Layout (B, H, W, C).
 import dataclasses
 import re
 from collections import OrderedDict
+from typing import Any
 
 import torch
 from timm.layers import register_notrace_function
@@ -30,7 +31,7 @@ from visionmlp.models.config import BackboneConfig
 from visionmlp.models.official_layout import CONV1X1, SAME, OfficialEntry
 from visionmlp.models.registry import IMAGENET, Published, Variant, register_family
 from visionmlp.models.stage import MapStage, drop_path_rates
-from visionmlp.ops.eager import in_eager_inference
+from visionmlp.ops.eager import is_eager
 from visionmlp.ops.fold import linear_of_affine
 from visionmlp.ops.shift import displaced, write_displaced
 
@@ -101,13 +102,27 @@ def axial_shift(x: Tensor, axis: int, *, size: int, dilation: int) -> Tensor:
     Returns:
         (B, H, W, C).
     """
-    if not in_eager_inference(x):
+    if not is_eager(x):
         return displaced_groups(x, axis, size, dilation)
-    moved = torch.empty_like(x, memory_format=torch.contiguous_format)
-    width = -(-x.shape[-1] // size)
-    for i, (target, group) in enumerate(zip(moved.split(width, -1), x.split(width, -1), strict=True)):
-        write_displaced(target, group, _step(i, axis, size, dilation))
-    return moved
+    return _AxialShift.apply(x, axis, size, dilation)
+
+
+class _AxialShift(torch.autograd.Function):
+    """`axial_shift` in one pass over the map, whose gradient is the shift back; plain operators take two and four."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, axis: int, size: int, dilation: int) -> Tensor:
+        ctx.arguments = axis, size, dilation
+        moved = torch.empty_like(x, memory_format=torch.contiguous_format)
+        width = -(-x.shape[-1] // size)
+        for i, (target, group) in enumerate(zip(moved.split(width, -1), x.split(width, -1), strict=True)):
+            write_displaced(target, group, _step(i, axis, size, dilation))
+        return moved
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        axis, size, dilation = ctx.arguments
+        return axial_shift(gradient, axis, size=size, dilation=-dilation), None, None, None
 
 
 @register_notrace_function

@@ -7,6 +7,7 @@ plain operators wherever that one does not apply: other devices and dtypes, auto
 quantised weights.
 """
 
+import math
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -35,16 +36,27 @@ class Rules(NamedTuple):
     same lines of the first cache."""
     packed_kernels: bool
     """Whether a convolution gains by a kernel in oneDNN's own order; without that, by one in channels-last order."""
+    convolved_gradients: bool
+    """Whether oneDNN's convolutions sum over the rows of two maps, which gives a weight's gradient, in less time than
+    PyTorch's products; its own products take longest."""
     bfloat16: bool
 
 
 RULES = {
-    "AVX512": Rules(gelu_within=True, columns_alias=False, packed_kernels=True, bfloat16=True),
-    "AVX2": Rules(gelu_within=False, columns_alias=True, packed_kernels=False, bfloat16=False),
+    "AVX512": Rules(
+        gelu_within=True, columns_alias=False, packed_kernels=True, convolved_gradients=True, bfloat16=True
+    ),
+    "AVX2": Rules(
+        gelu_within=False, columns_alias=True, packed_kernels=False, convolved_gradients=False, bfloat16=False
+    ),
 }
 """By instruction set, as ``benchmarks/products.py`` measures them; on any other PyTorch's own products are used. ARM
 has none yet: nobody has measured it."""
 
+_MANY_ROWS = 1024
+"""From which on a weight's gradient is a convolution's."""
+_PARTS = 8
+"""Images that the rows are taken for, so that threads can share them."""
 _PAGE = 4096
 _FEWEST_ALIASES = 3
 """Pages between neighbouring columns from which on a copy pays."""
@@ -251,9 +263,28 @@ class _Linear(torch.autograd.Function):
         of_x, of_weight, of_bias = ctx.needs_input_grad
         return (
             linear(gradient, weight.t()) if of_x else None,
-            linear(gradient.t(), x.t()) if of_weight else None,
+            _weight_gradient(gradient, x, weight) if of_weight else None,
             gradient.sum(0) if of_bias else None,
         )
+
+
+def _weight_gradient(gradient: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """``gradient.T @ x`` of (M, O) and (M, C)."""
+    if not _RULES.convolved_gradients or not _applies(gradient, x):
+        return gradient.t() @ x
+    if len(x) < _MANY_ROWS:
+        return linear(gradient.t(), x.t())
+    return _convolved_gradient(gradient, x, weight)
+
+
+def _convolved_gradient(gradient: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    images = math.gcd(len(x), _PARTS)
+    maps = (rows.contiguous().view(images, -1, 1, rows.shape[1]).permute(0, 3, 1, 2) for rows in (gradient, x))
+    kernel, ones, zeros = weight[:, :, None, None], [1, 1], [0, 0]
+    _, of_kernel, _ = torch.ops.aten.convolution_backward(
+        *maps, kernel, None, ones, zeros, ones, False, zeros, 1, [False, True, False]
+    )
+    return of_kernel[:, :, 0, 0]
 
 
 class _Bmm(torch.autograd.Function):

@@ -177,6 +177,12 @@ def test_a_compiled_run_resumes_bit_equal_and_trains_what_a_plain_one_does(image
     names = [set(load_file(folder / "model.safetensors")) for folder in (plain, compiled)]
     assert names[0] == names[1]
 
+    # with random numbers within the graph
+    options |= {"drop_path_rate": 0.3, "ema_decay": 0.9, "accumulate": 2, "compile": True}
+    dropped = whole("dropped")
+    rows = [[row["loss"] for row in untimed(folder / "train.csv")] for folder in (compiled, dropped)]
+    assert all(one != other for one, other in zip(*rows, strict=True))
+
     def stop(_self: Classification, _model: nn.Module, step: int, _processes: Any) -> None:
         if step == 7:  # in the second epoch, behind step 6's checkpoint
             raise KeyboardInterrupt
@@ -184,9 +190,9 @@ def test_a_compiled_run_resumes_bit_equal_and_trains_what_a_plain_one_does(image
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Classification, "after_step", stop)
         with pytest.raises(KeyboardInterrupt):
-            whole("stopped", compile=True)
-    train(config_for(images, tmp_path / "stopped", **options, compile=True), resume=True)
-    assert_same_end(compiled, tmp_path / "stopped")
+            whole("stopped")
+    train(config_for(images, tmp_path / "stopped", **options), resume=True)
+    assert_same_end(dropped, tmp_path / "stopped")
 
 
 def test_two_processes_train_what_one_does(images: Path, tmp_path: Path) -> None:
@@ -203,6 +209,19 @@ def test_two_processes_train_what_one_does(images: Path, tmp_path: Path) -> None
         assert one == pytest.approx(other, rel=1e-4)
     rows = [untimed(tmp_path / name / "metrics.csv") for name in ("one", "two")]
     assert [row["loss"] for row in rows[0]] == pytest.approx([row["loss"] for row in rows[1]], rel=1e-3)
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
+def test_two_compiled_processes_train_what_one_does(images: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"model": "resmlp_test", "model_args": {"depth": 1}, "epochs": 1, "log_every": 1}
+    train(config_for(images, tmp_path / "one", **options))
+    two = config_for(images, tmp_path / "two", devices=2, compile=True, **options)
+    script = tmp_path / "script.py"
+    script.write_text(_SCRIPT.format(options=two.to_plain()))
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300, env=_environment())
+    assert done.returncode == 0, done.stderr
+    for one, other in zip(untimed(tmp_path / "one/train.csv"), untimed(tmp_path / "two/train.csv"), strict=True):
+        assert one == pytest.approx(other, rel=1e-4)
 
 
 def test_a_truncated_image_stops_or_is_skipped_as_asked(images: Path, tmp_path: Path) -> None:
