@@ -25,7 +25,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import matplotlib.figure
 import torch
@@ -257,18 +257,21 @@ def finish(child: int) -> int:
     return code
 
 
-def kill_somewhere(child: int, phase: Phase, aim: str | None, chance: random.Random, seconds: float) -> str | None:
-    """Kill a session, at a random time or within the phase that is aimed at; where it fell, None if it ended first."""
+def kill_somewhere(child: int, phase: Phase, aim: str | None, chance: random.Random, seconds: float) -> str | int:
+    """Kill a session, at a random time or within the phase that is aimed at; where it fell, or the exit code if it
+    ended first."""
     started, wait = time.monotonic(), chance.uniform(0, seconds)
     times = chance.randint(1, {"step": 8, "write": 16, "evaluation": 2}.get(aim or "", 1))
     deadline = started + LIMIT
     while (phase.entered(aim) < times) if aim else (time.monotonic() < started + wait):
-        if ended(child, deadline) is not None:
-            return None
+        if (code := ended(child, deadline)) is not None:
+            return code
         time.sleep(0.0002)
     if aim:
         time.sleep(chance.uniform(0, 0.003))
     os.killpg(child, signal.SIGSTOP)  # so that what it was doing is what it dies in
+    if (code := ended(child, deadline)) is not None:
+        return code
     where = phase.name
     kill(child)
     return where
@@ -285,9 +288,15 @@ def damage_newest(folder: Path, chance: random.Random) -> Path | None:
     return path
 
 
-def steps_named(log: TextIO) -> set[str]:
-    """Steps whose checkpoints were called damaged since the log was read last."""
-    return set(re.findall(r"checkpoint of step (\d+) is damaged", log.read()))
+def steps_named(text: str) -> set[str]:
+    """Steps whose checkpoints a log calls damaged."""
+    return set(re.findall(r"checkpoint of step (\d+) is damaged", text))
+
+
+def steps_kept(run: Path) -> list[int]:
+    """Steps of which there are both parts of a checkpoint."""
+    states = sorted((run / "checkpoints").glob("step-*.state"))
+    return [int(path.stem.partition("-")[2]) for path in states if path.with_suffix(".safetensors").exists()]
 
 
 def same(first: Any, second: Any) -> bool:
@@ -306,7 +315,7 @@ def differences(first: Path, second: Path) -> list[str]:
     newest = [sorted((folder / "checkpoints").glob("step-*.state"))[-1] for folder in (first, second)]
     found = [] if newest[0].name == newest[1].name else ["last step"]
     states = [torch.load(path, map_location="cpu", weights_only=True) for path in newest]
-    found += [name for name, value in states[0].items() if not same(value, states[1].get(name))]
+    found += [name for name in {**states[0], **states[1]} if not same(*(state.get(name) for state in states))]
     if not same(*(load_file(path.with_suffix(".safetensors")) for path in newest)):
         found.append("weights")
     if not same(*(load_file(folder / "model.safetensors") for folder in (first, second))):
@@ -354,7 +363,9 @@ def run_kind(kind: str, work: Path, phase: Phase, chance: random.Random, kills: 
                 code = finish(session(task, here, log, full=(chance.randint(1, 6), chance.uniform(0.05, 0.95))))
                 if code == 0:
                     break
-                if code != 2:
+                text = said.read()
+                unnamed -= steps_named(text)
+                if code != 2 or "\nerror: cannot write" not in text or "Traceback" in text:
                     unequal.append(f"{name}: a full disk ended with exit code {code}")
                 full += 1
                 continue
@@ -362,16 +373,21 @@ def run_kind(kind: str, work: Path, phase: Phase, chance: random.Random, kills: 
             child = session(task, here, log)
             aim = None if chance.random() < 0.5 else AIMS[(aims := aims + 1) % len(AIMS)]
             where = kill_somewhere(child, phase, aim, chance, alone)
-            if where is None:
+            if isinstance(where, int):
+                unequal += [f"{name}: a resumed session ended with exit code {where}"] if where else []
                 break
             fell[where] += 1
-            unnamed -= steps_named(said)
+            unnamed -= steps_named(said.read())
             if chance.random() < 0.2 and (path := damage_newest(place / name / "checkpoints", chance)):
                 step = str(int(path.stem.partition("-")[2]))
                 damaged += step not in unnamed  # a session may have died before it looked
                 unnamed.add(step)
+        left = [step for step in steps_kept(place / name) if str(step) not in unnamed]
         code = finish(session(task, here, log))
-        unnamed -= steps_named(said)
+        text = said.read()
+        unnamed -= steps_named(text)
+        if left and f"resumed at step {left[-1]} of" not in text:
+            unequal.append(f"{name}: the last session did not resume at step {left[-1]}")
         unequal += [f"{name}: nobody named the damaged checkpoint of step {step}" for step in unnamed]
         if code:
             unequal.append(f"{name}: the last session ended with exit code {code}")

@@ -61,6 +61,15 @@ def test_the_shift_is_pad_roll_and_cut(shape, size, dilation):
         assert torch.equal(*(torch.autograd.grad((y * weights).sum(), x)[0] for y in (got, expected)))
 
 
+def test_gradients_of_several_results_at_once():
+    x = normal(1, 6, 5, 10).requires_grad_()
+    y = axial_shift(x, ROWS, size=5, dilation=1).square()
+    seeds = torch.stack([normal(1, 6, 5, 10), normal(1, 6, 5, 10).flip(1)])
+    (together,) = torch.autograd.grad(y, x, seeds, is_grads_batched=True, retain_graph=True)
+    for seed, gradient in zip(seeds, together, strict=True):
+        assert torch.equal(torch.autograd.grad(y, x, seed, retain_graph=True)[0], gradient)
+
+
 def test_the_shift_of_one_value_at_a_time():
     x = normal(1, 6, 5, 10)
     for axis in (ROWS, COLUMNS):

@@ -1,10 +1,13 @@
 """Gradients of small convolutions in bfloat16 against float64, with memory that was used before full of NaN."""
 
+import shutil
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import visionmlp
 from visionmlp.heads.conv import Conv
 from visionmlp.layers.patch_embed import ConvEmbed
 
@@ -44,3 +47,26 @@ def test_bfloat16_learns_from_maps_smaller_than_the_kernel(kind: str, size: tupl
         torch.testing.assert_close(
             conv.weight.grad.double(), gradient, rtol=0.01, atol=0.01 * float(gradient.abs().max())
         )
+
+
+def test_other_forms_of_a_network_in_bfloat16() -> None:
+    segmenter = visionmlp.create_segmenter("cyclemlp_test", head="semantic_fpn", num_classes=3).eval()
+    packed = visionmlp.prepack(visionmlp.reparameterize(segmenter).bfloat16())
+    image = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        logits = packed(image.bfloat16()).float()
+        expected = segmenter(image)
+    assert (logits - expected).norm() < 0.05 * expected.norm()
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_embedding_learns_from_small_maps_in_bfloat16() -> None:
+    layer = ConvEmbed(16, 24, 3, stride=2, padding=1, layout="BHWC")
+    compiled = torch.compile(layer, fullgraph=True)
+    image = torch.randn(2, 16, 1, 2)
+    expected = F.conv2d(image.double(), layer.proj.weight.double(), layer.proj.bias.double(), stride=2, padding=1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = compiled(image)
+    y.sum().backward()
+    (gradient,) = torch.autograd.grad(expected.sum(), layer.proj.weight)
+    torch.testing.assert_close(layer.proj.weight.grad, gradient, rtol=0.01, atol=0.01 * float(gradient.abs().max()))

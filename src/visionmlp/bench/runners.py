@@ -162,10 +162,8 @@ class Runners:
         """
         contender = entry.contender
         if contender not in self._operations:
-            module = copy.deepcopy(contender.module).to(self.device).eval()
-            self._operations[contender] = operations(
-                module, torch.randn(1, *contender.input_size, device=self.device)
-            ).operations
+            module = copy.deepcopy(contender.module).to("cpu", torch.float32).eval()
+            self._operations[contender] = operations(module, torch.randn(1, *contender.input_size)).operations
         passes = 3 if entry.task == "training step" else 1
         computed = self.macs(entry) / self.macs(dataclasses.replace(entry, task="inference"))
         bytes_each = 1 if entry.dtype == "int8" else getattr(torch, entry.dtype).itemsize

@@ -38,7 +38,7 @@ class Operation:
     macs: int
     bytes: int
     weight_bytes: int
-    """Of the inputs that are the model's own."""
+    """Of a product's inputs that are the model's own."""
     seconds: float = 0.0
 
 
@@ -111,7 +111,7 @@ class _Watch(TorchFunctionMode):
                 macs = _count_macs(func, name, args, kwargs) if moved else 0
                 kind = _kind(name, macs, moved)
                 own = [tensor for tensor in _tensors((args, kwargs)) if _place(tensor) in self.weights]
-                weight_bytes = sum(map(_extent, own)) if moved else 0
+                weight_bytes = sum(map(_extent, own)) if macs else 0
                 self.seen.append(
                     Operation(
                         layer=self.path[-1],

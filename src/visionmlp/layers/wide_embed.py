@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from visionmlp.layers.patch_embed import ConvEmbed, DeployedConvEmbed, folded_conv
 from visionmlp.ops.fold import affine_of_linear, batchnorm_affine
+from visionmlp.ops.small_maps import conv2d_of_any_size
 
 
 class WideEmbed(ConvEmbed):
@@ -46,7 +47,7 @@ class WideEmbed(ConvEmbed):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, dim, H/2, W/2)."""
-        return self.act(self.norm(self.depthwise(self.proj(x))))
+        return self.act(self.norm(self.depthwise(conv2d_of_any_size(self.proj, x))))
 
     def fused(self) -> nn.Module:
         """The convolutions alone, with the norm folded into the last."""

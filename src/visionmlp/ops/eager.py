@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._C._functorch import peek_interpreter_stack
+from torch._C._functorch import is_legacy_batchedtensor, peek_interpreter_stack
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
@@ -26,6 +26,7 @@ def is_eager(x: Tensor) -> bool:
         and not torch.jit.is_tracing()
         and _get_current_dispatch_mode() is None
         and peek_interpreter_stack() is None  # torch.func
+        and not is_legacy_batchedtensor(x)  # gradients of several results at once (is_grads_batched)
         and forward_ad._current_level < 0  # the operators have no forward derivative
     )
 

@@ -7,7 +7,6 @@ plain operators wherever that one does not apply: other devices and dtypes, auto
 quantised weights.
 """
 
-import math
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -37,8 +36,8 @@ class Rules(NamedTuple):
     packed_kernels: bool
     """Whether a convolution gains by a kernel in oneDNN's own order; without that, by one in channels-last order."""
     convolved_gradients: bool
-    """Whether oneDNN's convolutions sum over the rows of two maps, which gives a weight's gradient, in less time than
-    PyTorch's products; its own products take longest."""
+    """Whether oneDNN's convolutions, and its products where the result is wide, sum over the rows of two maps, which
+    gives a weight's gradient, in less time than PyTorch's products."""
     bfloat16: bool
 
 
@@ -54,9 +53,9 @@ RULES = {
 has none yet: nobody has measured it."""
 
 _MANY_ROWS = 1024
-"""From which on a weight's gradient is a convolution's."""
-_PARTS = 8
-"""Images that the rows are taken for, so that threads can share them."""
+"""From which on it matters how a weight's gradient is computed."""
+_IMAGES = 16
+"""That the rows are taken for, so that threads can share them."""
 _PAGE = 4096
 _FEWEST_ALIASES = 3
 """Pages between neighbouring columns from which on a copy pays."""
@@ -93,8 +92,6 @@ def _applies(x: Tensor, weight: Tensor) -> bool:
         and type(weight) in (Tensor, nn.Parameter)
         and type(x) in (Tensor, nn.Parameter)
         and x.layout == torch.strided
-        # gradients of several results at once (is_grads_batched)
-        and not is_legacy_batchedtensor(x)
         and not is_legacy_batchedtensor(weight)
         and torch.backends.mkldnn.enabled
         and not torch.is_autocast_enabled("cpu")
@@ -270,16 +267,19 @@ class _Linear(torch.autograd.Function):
 
 def _weight_gradient(gradient: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """``gradient.T @ x`` of (M, O) and (M, C)."""
-    if not _RULES.convolved_gradients or not _applies(gradient, x):
+    if not _RULES.convolved_gradients or not is_eager(gradient) or not _applies(gradient, x):
         return gradient.t() @ x
-    if len(x) < _MANY_ROWS:
-        return linear(gradient.t(), x.t())
-    return _convolved_gradient(gradient, x, weight)
+    many = len(x) >= _MANY_ROWS
+    if many and gradient.shape[1] > 2 * x.shape[1]:
+        return linear(x.t(), gradient.t()).t()
+    # of fewer images PyTorch makes no oneDNN convolution on one thread
+    if many and len(x) % _IMAGES == 0:
+        return _convolved_gradient(gradient, x, weight)
+    return linear(gradient.t(), x.t())
 
 
 def _convolved_gradient(gradient: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    images = math.gcd(len(x), _PARTS)
-    maps = (rows.contiguous().view(images, -1, 1, rows.shape[1]).permute(0, 3, 1, 2) for rows in (gradient, x))
+    maps = (rows.contiguous().view(_IMAGES, -1, 1, rows.shape[1]).permute(0, 3, 1, 2) for rows in (gradient, x))
     kernel, ones, zeros = weight[:, :, None, None], [1, 1], [0, 0]
     _, of_kernel, _ = torch.ops.aten.convolution_backward(
         *maps, kernel, None, ones, zeros, ones, False, zeros, 1, [False, True, False]

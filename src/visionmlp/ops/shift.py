@@ -14,7 +14,7 @@ def displaced(x: Tensor, step: Step) -> Tensor:
         return x
     height, width = x.shape[1:3]
     padded = F.pad(x, (0, 0, max(-right, 0), max(right, 0), max(-down, 0), max(down, 0)))
-    return padded[:, max(down, 0) :, max(right, 0) :][:, :height, :width]
+    return padded.narrow(1, max(down, 0), height).narrow(2, max(right, 0), width)
 
 
 def write_displaced(target: Tensor, x: Tensor, step: Step) -> None:

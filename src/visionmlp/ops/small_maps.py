@@ -7,14 +7,16 @@ from torch import Tensor, nn
 from visionmlp.ops.eager import is_symbolic
 
 
-def conv2d_of_any_size(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """``conv`` of a map (B, C, H, W), with gradients that are right on maps smaller than its kernel too.
+def conv2d_of_any_size(conv: nn.Module, x: Tensor) -> Tensor:
+    """A convolution, or its deploy form, of a map (B, C, H, W); gradients are right on maps smaller than the kernel.
 
     On a CPU with AVX-512, PyTorch 2.15 takes a bfloat16 convolution's gradient for the kernel from memory that nobody
     wrote where a stride or a large kernel leaves parts of the kernel outside of the map. Such a small map is taken in
     float32.
     """
-    if not _in_bfloat16(x) or not conv.weight.requires_grad or not torch.is_grad_enabled() or not _is_small(x, conv):
+    if not torch.is_grad_enabled() or not isinstance(conv, nn.Conv2d) or not conv.weight.requires_grad:
+        return conv(x)
+    if not _in_bfloat16(x) or not _is_small(x, conv):
         return conv(x)
     with torch.autocast("cpu", enabled=False):
         bias = None if conv.bias is None else conv.bias.float()
@@ -25,8 +27,8 @@ def conv2d_of_any_size(conv: nn.Conv2d, x: Tensor) -> Tensor:
 def _in_bfloat16(x: Tensor) -> bool:
     if is_symbolic(x) or x.device.type != "cpu":
         return False
-    of_product = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-    return of_product is torch.bfloat16
+    cast = torch.is_autocast_enabled("cpu") and x.dtype is torch.float32
+    return (torch.get_autocast_dtype("cpu") if cast else x.dtype) is torch.bfloat16
 
 
 def _is_small(x: Tensor, conv: nn.Conv2d) -> bool:
