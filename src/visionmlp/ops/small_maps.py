@@ -14,9 +14,9 @@ def conv2d_of_any_size(conv: nn.Module, x: Tensor) -> Tensor:
     wrote where a stride or a large kernel leaves parts of the kernel outside of the map. Such a small map is taken in
     float32.
     """
-    if not torch.is_grad_enabled() or not isinstance(conv, nn.Conv2d) or not conv.weight.requires_grad:
+    if is_symbolic(x) or not torch.is_grad_enabled() or not _in_bfloat16(x):
         return conv(x)
-    if not _in_bfloat16(x) or not _is_small(x, conv):
+    if not isinstance(conv, nn.Conv2d) or not conv.weight.requires_grad or not _is_small(x, conv):
         return conv(x)
     with torch.autocast("cpu", enabled=False):
         bias = None if conv.bias is None else conv.bias.float()
@@ -25,7 +25,7 @@ def conv2d_of_any_size(conv: nn.Module, x: Tensor) -> Tensor:
 
 
 def _in_bfloat16(x: Tensor) -> bool:
-    if is_symbolic(x) or x.device.type != "cpu":
+    if x.device.type != "cpu":
         return False
     cast = torch.is_autocast_enabled("cpu") and x.dtype is torch.float32
     return (torch.get_autocast_dtype("cpu") if cast else x.dtype) is torch.bfloat16
