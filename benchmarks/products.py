@@ -73,8 +73,9 @@ def gradient_calls(rows: int, inputs: int, outputs: int) -> Calls:
         calls |= {
             "oneDNN": lambda: operator(gradient.t(), x.t(), None, "none", [], ""),
             "oneDNN, transposed": lambda: operator(x.t(), gradient.t(), None, "none", [], "").t(),
-            "oneDNN, convolution": lambda: product._convolved_gradient(gradient, x, weight),
         }
+        if rows % product._IMAGES == 0:
+            calls["oneDNN, convolution"] = lambda: product._convolved_gradient(gradient, x, weight)
     return calls
 
 
@@ -105,14 +106,22 @@ def main() -> None:
     }
     for kind, (make, shapes) in tables.items():
         results = {shape: measured(shape, make(*shape), arguments.seconds) for shape in shapes}
-        names = list(next(iter(results.values())))
+        names = list(dict.fromkeys(name for rates in results.values() for name in rates))
         table = Table(kind, *names, title="GFLOP/s")
         for shape, rates in results.items():
-            table.add_row(" x ".join(map(str, shape)), *(f"{rates[name]:.0f}" for name in names))
+            table.add_row(
+                " x ".join(map(str, shape)), *(f"{rates[name]:.0f}" if name in rates else "" for name in names)
+            )
             rows += [
-                {"shape": " x ".join(map(str, shape)), "product": name, "gflops": round(rates[name], 1), "isa": isa}
+                {
+                    "kind": kind,
+                    "shape": " x ".join(map(str, shape)),
+                    "product": name,
+                    "gflops": round(rate, 1),
+                    "isa": isa,
+                }
                 | machine
-                for name in names
+                for name, rate in rates.items()
             ]
         console.print(table)
     if arguments.csv:

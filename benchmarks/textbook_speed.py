@@ -11,7 +11,6 @@ of both in training mode. A number above 1 says how many times as fast ours is.
 
 import argparse
 import dataclasses
-import math
 import os
 import statistics
 from collections.abc import Callable, Iterator
@@ -135,11 +134,11 @@ def main() -> None:
         for row in measured(name, arguments.batch_size, arguments.runtimes, arguments.seconds):
             rows.append({**row, **machine, "isa": torch.backends.cpu.get_cpu_capability()})
             print(row, flush=True)
-    table = Table("model", *(f"{runtime}, batch {batch}" for runtime in RUNTIMES for batch in arguments.batch_size))
+    columns = [(runtime, batch) for runtime in arguments.runtimes for batch in arguments.batch_size]
+    table = Table("model", *(f"{runtime}, batch {batch}" for runtime, batch in columns))
     for name in arguments.models:
         found = {(row["runtime"], row["batch_size"]): row["times"] for row in rows if row["model"] == name}
-        cells = (found.get((runtime, batch), math.nan) for runtime in RUNTIMES for batch in arguments.batch_size)
-        table.add_row(name, *(f"{cell:.2f}" for cell in cells))
+        table.add_row(name, *(f"{found[column]:.2f}" if column in found else "" for column in columns))
     Console(width=140).print(table)
     if arguments.csv:
         with beside(arguments.csv, force=True) as partial:
