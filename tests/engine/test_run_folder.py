@@ -26,6 +26,7 @@ def test_a_run_that_never_began_can_be_started_again(tmp_path: Path) -> None:
     run.create(config_for(run.path, lr=0.5), ToyRecord())
     (run.checkpoints / "step-000000.safetensors").touch()  # killed before its state was written
     (run.path / ".environment.json.partial").touch()
+    (run.path / "tokenizer.model").touch()
     run.create(config_for(run.path), ToyRecord())
     assert run.read_config()["lr"] == config_for(run.path).lr
     assert len(run.read_sessions()) == 1

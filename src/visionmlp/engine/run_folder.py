@@ -87,6 +87,10 @@ class DataRecord(Protocol):
         ...
 
 
+TOKENIZER = "tokenizer.model"
+"""What a run on text writes beside its first checkpoint."""
+
+
 class RunFolder:
     """Paths and files of a run.
 
@@ -220,7 +224,7 @@ class RunFolder:
         """Whether the folder is empty, or holds only what a run killed before its first checkpoint leaves."""
         names = {path.name.removeprefix(".").removesuffix(".partial") for path in self.path.iterdir()}
         known = {"checkpoints", "config.yaml", "data.json", "environment.json", "tensorboard", "wandb", "wandb_id.txt"}
-        return names <= known and not any(self.checkpoints.glob("*.state"))
+        return names - {TOKENIZER} <= known and not any(self.checkpoints.glob("*.state"))
 
     def _write_sessions(self, sessions: list[dict[str, Any]]) -> None:
         write_beside(self.path / "environment.json", json.dumps(sessions, indent=2).encode())

@@ -186,6 +186,15 @@ def test_a_killed_run_ends_bit_equal(data: Path, tmp_path: Path) -> None:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
+def test_a_run_killed_before_its_first_checkpoint_leaves_no_tokenizer_behind(data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "tokenizer.model").write_bytes(b"of other sentences")
+    train(TranslateConfig.from_plain(fields(data, folder, max_steps=1, max_pairs=200)))
+    written = (folder / "tokenizer.model").read_bytes()
+    assert load_translator(folder)[1].tokenizer == written != b"of other sentences"
+
+
 def test_a_run_starts_from_another(trained: Path, data: Path, tmp_path: Path) -> None:
     """With its tokenizer and weights, and more positions."""
     options = fields(data, tmp_path / "run", model=str(trained), model_args={"max_length": 20}, max_steps=1)

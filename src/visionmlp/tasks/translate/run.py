@@ -11,6 +11,7 @@ from torch import nn
 
 from visionmlp.engine import RunFolder
 from visionmlp.engine.launch import agree, on_rank_zero
+from visionmlp.engine.run_folder import TOKENIZER
 from visionmlp.errors import DataError, InvalidConfig, Note, first_line
 from visionmlp.files import write_beside
 from visionmlp.models.checkpoint import path_of
@@ -30,8 +31,6 @@ from visionmlp.tasks.translate.tokenizer import Tokenizer, train_tokenizer
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
-
-TOKENIZER_FILE = "tokenizer.model"
 
 
 def train(config: TranslateConfig, *, resume: bool = False) -> TrainResult:
@@ -135,7 +134,7 @@ def build_network(config: TranslateConfig, vocab_size: int) -> Translator:
 
 def _prepared(fabric: "Fabric", config: TranslateConfig, run: RunFolder, *, resume: bool) -> Prepared:
     text = agree(fabric, lambda: open_data(config))
-    made = run.path / TOKENIZER_FILE
+    made = run.path / TOKENIZER
     model = on_rank_zero(fabric, lambda: tokenizer_of(config, text.training, made if resume else None))
     tokenizer = Tokenizer(model)
     network = agree(fabric, lambda: build_network(config, tokenizer.size))
@@ -167,7 +166,8 @@ def _prepared(fabric: "Fabric", config: TranslateConfig, run: RunFolder, *, resu
     languages = (config.source, config.target)
 
     def write_weights(path: Path, weights: nn.Module) -> None:
-        if not made.is_file():
+        # one that is there may be of a run that was killed before it began
+        if not made.is_file() or made.read_bytes() != tokenizer.model:
             write_beside(made, tokenizer.model)
         write_state(path, weights)
 
