@@ -382,9 +382,11 @@ def run_kind(kind: str, work: Path, phase: Phase, chance: random.Random, kills: 
                 step = str(int(path.stem.partition("-")[2]))
                 damaged += step not in unnamed  # a session may have died before it looked
                 unnamed.add(step)
-        left = [step for step in steps_kept(place / name) if str(step) not in unnamed]
+        kept = steps_kept(place / name)
         code = finish(session(task, here, log))
         text = said.read()
+        # what a session has named and died before it removed is named again
+        left = [step for step in kept if str(step) not in steps_named(text) and step > 0]
         unnamed -= steps_named(text)
         if left and f"resumed at step {left[-1]} of" not in text:
             unequal.append(f"{name}: the last session did not resume at step {left[-1]}")
