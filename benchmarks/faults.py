@@ -365,7 +365,7 @@ def run_kind(kind: str, work: Path, phase: Phase, chance: random.Random, kills: 
                     break
                 text = said.read()
                 unnamed -= steps_named(text)
-                if code != 2 or "\nerror: cannot write" not in text or "Traceback" in text:
+                if code != 2 or not re.search(r"^error: cannot write", text, re.MULTILINE) or "Traceback" in text:
                     unequal.append(f"{name}: a full disk ended with exit code {code}")
                 full += 1
                 continue
