@@ -21,6 +21,14 @@ def test_a_folder_that_holds_something_is_refused(tmp_path: Path) -> None:
         RunFolder(config.output).create(config, ToyRecord())
 
 
+def test_a_tokenizer_of_somebody_else_is_kept(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    (run.path / "tokenizer.model").write_bytes(b"mine")
+    with pytest.raises(RunFolderError, match="exists already"):
+        run.create(config_for(run.path), ToyRecord())
+    assert (run.path / "tokenizer.model").read_bytes() == b"mine"
+
+
 def test_a_run_that_never_began_can_be_started_again(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run")
     run.create(config_for(run.path, lr=0.5), ToyRecord())

@@ -224,7 +224,9 @@ class RunFolder:
         """Whether the folder is empty, or holds only what a run killed before its first checkpoint leaves."""
         names = {path.name.removeprefix(".").removesuffix(".partial") for path in self.path.iterdir()}
         known = {"checkpoints", "config.yaml", "data.json", "environment.json", "tensorboard", "wandb", "wandb_id.txt"}
-        return names - {TOKENIZER} <= known and not any(self.checkpoints.glob("*.state"))
+        if "config.yaml" in names:  # alone it is somebody's own
+            known.add(TOKENIZER)
+        return names <= known and not any(self.checkpoints.glob("*.state"))
 
     def _write_sessions(self, sessions: list[dict[str, Any]]) -> None:
         write_beside(self.path / "environment.json", json.dumps(sessions, indent=2).encode())

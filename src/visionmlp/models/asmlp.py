@@ -97,7 +97,7 @@ def axial_shift(x: Tensor, axis: int, *, size: int, dilation: int) -> Tensor:
         x: (B, H, W, C).
         axis: ``ROWS`` or ``COLUMNS``.
         size: odd.
-        dilation: at least 1.
+        dilation: at least 1; the negative one shifts back.
 
     Returns:
         (B, H, W, C).

@@ -189,6 +189,7 @@ def test_a_killed_run_ends_bit_equal(data: Path, tmp_path: Path) -> None:
 def test_a_run_killed_before_its_first_checkpoint_leaves_no_tokenizer_behind(data: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
+    (folder / "config.yaml").touch()
     (folder / "tokenizer.model").write_bytes(b"of other sentences")
     train(TranslateConfig.from_plain(fields(data, folder, max_steps=1, max_pairs=200, warmup_steps=0)))
     written = (folder / "tokenizer.model").read_bytes()
