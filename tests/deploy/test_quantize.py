@@ -84,8 +84,8 @@ def test_openvino_in_int8_computes_the_same_for_any_batch(name: str, capfd) -> N
     # OpenVINO simulates rows of an unknown batch wrongly: 0.22 on CycleMLP, whose int8 is right
     fixed = quantised.clone()
     fixed.reshape(list(IMAGES.shape))
-    # up to 0.017 with AVX-512 VNNI, elsewhere under 0.01, cause unknown; sums that overflow leave 0.07 and more. A router
-    # may send an item elsewhere
+    # up to 0.017 with AVX-512 VNNI, elsewhere under 0.01, cause unknown; sums that overflow leave 0.07 and more. A
+    # router may send an item elsewhere
     assert difference(run_openvino(fixed, IMAGES, **SIMULATED), logits) < (0.04 if "moe" in name else 0.02)
     # the model that was given is as it was
     assert error(model, run_openvino(graph, IMAGES)) < 1e-4
