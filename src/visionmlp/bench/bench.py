@@ -14,15 +14,15 @@ from rich.table import Table
 from rich.text import Text
 
 from visionmlp.bench.contenders import Comparison, Contender, Form, Head, gather
-from visionmlp.bench.runners import Dtype, Entry, Prepared, Runners, Runtime, Task, check_runtimes
+from visionmlp.bench.precision import Dtype, in_precision, torch_dtype
+from visionmlp.bench.runners import Entry, Prepared, Runners, Runtime, Task, check_runtimes
 from visionmlp.deploy.runtimes import check_threads
 from visionmlp.errors import InvalidConfig, MissingExtra, VisionMLPError
 from visionmlp.measure.catalog import count_params, count_text
 from visionmlp.measure.gemm import (
-    COPY_BYTES,
-    GEMM_SIDES,
     GemmRate,
     copy_call,
+    copy_size,
     gemm_calls,
     gemm_rate,
 )
@@ -115,8 +115,8 @@ def bench(
     threads: int | None = None,
     device: str = "cpu",
     channels_last: bool = False,
-    gemm_sides: Sequence[int] = GEMM_SIDES,
-    copy_bytes: int = COPY_BYTES,
+    gemm_sides: Sequence[int] = (),
+    copy_bytes: int | None = None,
 ) -> Benchmark:
     """Measure models, all contenders and the matrix products taking turns.
 
@@ -126,12 +126,13 @@ def bench(
         models: names, run folders or checkpoint files.
         batch_sizes: images per call.
         input_sizes: heights and widths; none is each model's own. See `visionmlp.bench.contenders.model_contenders`.
-        dtypes: of weights and images, whatever a checkpoint holds. int8 is calibrated on random images: good for
+        dtypes: of weights and images, whatever a checkpoint holds, see `visionmlp.bench.precision.Dtype`. TF32 and
+            float16 need CUDA; int8 is calibrated on random images: good for
             speed, not for accuracy.
         forms: which forms of each model; a deploy checkpoint has no training form.
         heads: on each backbone, see `visionmlp.bench.contenders.Head`.
         runtimes: plain PyTorch, packed weights (deploy forms on the CPU), ``torch.compile`` (fixed shapes, weights
-            frozen for inference), CUDA graphs of plain PyTorch, or the exported graph in ONNX Runtime, OpenVINO or as
+            frozen for inference on CPUs), CUDA graphs of either, or the exported graph in ONNX Runtime, OpenVINO or as
             machine code (AOTInductor).
         training: also measure a training step of everything but deploy forms, plain and compiled.
         compare: also timm's model where timm has the architecture, and `visionmlp.bench.contenders.PEERS`.
@@ -139,8 +140,8 @@ def bench(
         threads: CPU threads.
         device: where to run.
         channels_last: memory format of images and convolution kernels.
-        gemm_sides: see `visionmlp.measure.gemm.GEMM_SIDES`.
-        copy_bytes: size of the copy whose rate is the bandwidth.
+        gemm_sides: of the matrices whose products are the GEMM rate; none is `visionmlp.measure.gemm.GEMM_SIDES`.
+        copy_bytes: size of the copy whose rate is the bandwidth; none is `visionmlp.measure.gemm.COPY_BYTES`.
 
     Raises:
         BenchError: if every contender fails.
@@ -174,9 +175,13 @@ def bench(
             except Exception as error:  # of whatever library runs it
                 failures[str(entry)] = reason(error)
         products = {
-            dtype: gemm_calls(getattr(torch, dtype), place, gemm_sides)
+            dtype: {
+                key: in_precision(call, dtype, place)
+                for key, call in gemm_calls(torch_dtype(dtype), place, gemm_sides).items()
+            }
             for dtype in dict.fromkeys(_gemm_dtype(entry.dtype) for entry in prepared)
         }
+        copy_bytes = copy_bytes or copy_size(place)
         calls: dict[Any, Any] = {entry: made.call for entry, made in prepared.items()}
         calls |= {(dtype, *key): call for dtype, group in products.items() for key, call in group.items()}
         calls["copy"] = copy_call(place, copy_bytes)
@@ -249,7 +254,7 @@ def _entries(
                 yield Entry(contender=contender, task=task, runtime=runtime, dtype=dtype, batch_size=batch_size)
 
 
-def _gemm_dtype(dtype: Dtype) -> str:
+def _gemm_dtype(dtype: Dtype) -> Dtype:
     """The dtype of the products that rate a row: int8 is rated by float32, so that its gain shows."""
     return "float32" if dtype == "int8" else dtype
 

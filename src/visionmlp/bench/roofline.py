@@ -9,13 +9,13 @@ import torch
 
 from visionmlp.bench.bench import check_options, using_threads
 from visionmlp.bench.contenders import Comparison, Form, Head, gather
-from visionmlp.bench.runners import Dtype, Entry, Runners
+from visionmlp.bench.precision import Dtype, computing_in, torch_dtype
+from visionmlp.bench.runners import Entry, Runners, check_runtimes
 from visionmlp.bench.watch import Kind, Operation, Run, operations
 from visionmlp.measure.gemm import (
-    COPY_BYTES,
-    GEMM_SIDES,
     GemmRate,
     copy_call,
+    copy_size,
     fused_bound,
     gemm_calls,
     gemm_rate,
@@ -103,8 +103,8 @@ def profile_models(
     threads: int | None = None,
     device: str = "cpu",
     channels_last: bool = False,
-    gemm_sides: Sequence[int] = GEMM_SIDES,
-    copy_bytes: int = COPY_BYTES,
+    gemm_sides: Sequence[int] = (),
+    copy_bytes: int | None = None,
 ) -> list[Profile]:
     """A profile of each model, form, dtype, image and batch size, in eager mode.
 
@@ -114,7 +114,7 @@ def profile_models(
         models: names, run folders or checkpoint files.
         batch_sizes: images per call.
         input_sizes: heights and widths; none is each model's own.
-        dtypes: float32 or bfloat16.
+        dtypes: any but int8, see `visionmlp.bench.precision.Dtype`.
         forms: which forms of each model.
         heads: on each backbone, see `visionmlp.bench.contenders.Head`.
         compare: see `visionmlp.bench.bench.bench`.
@@ -122,8 +122,8 @@ def profile_models(
         threads: CPU threads.
         device: where to run.
         channels_last: memory format of images and convolution kernels.
-        gemm_sides: see `visionmlp.measure.gemm.GEMM_SIDES`.
-        copy_bytes: size of the copy whose rate is the bandwidth.
+        gemm_sides: of the matrices whose products are the GEMM rate; none is `visionmlp.measure.gemm.GEMM_SIDES`.
+        copy_bytes: size of the copy whose rate is the bandwidth; none is `visionmlp.measure.gemm.COPY_BYTES`.
 
     Raises:
         InvalidConfig: if there is nothing to measure, or an option cannot work.
@@ -131,6 +131,7 @@ def profile_models(
     """
     check_options(batch_sizes, input_sizes, seconds, threads)
     place = open_device(device)
+    check_runtimes(("eager",), dtypes, place)
     contenders, refused = gather(models, forms=forms, sides=input_sizes or (None,), compare=compare, heads=heads)
     for error in refused.values():
         raise error
@@ -152,21 +153,25 @@ def profile_models(
         ]
 
 
-def _profile(entry: Entry, runners: Runners, *, seconds: float, gemm_sides: Sequence[int], copy_bytes: int) -> Profile:
+def _profile(
+    entry: Entry, runners: Runners, *, seconds: float, gemm_sides: Sequence[int], copy_bytes: int | None
+) -> Profile:
     module, images = runners.module(entry), runners.images(entry)
     device = images.device
-    products = gemm_calls(images.dtype, device, gemm_sides)
-    known = operations(module, images).operations
+    copy_bytes = copy_bytes or copy_size(device)
+    products = gemm_calls(torch_dtype(entry.dtype), device, gemm_sides)
     runs: list[Run] = []
-    durations = interleave(
-        {
-            "plain": synchronised(torch.inference_mode()(lambda: module(images)), device),
-            "watched": lambda: runs.append(operations(module, images, known=known)),
-            "copy": copy_call(device, copy_bytes),
-            **products,
-        },
-        seconds=seconds,
-    )
+    with computing_in(entry.dtype, device):
+        known = operations(module, images).operations
+        durations = interleave(
+            {
+                "plain": synchronised(torch.inference_mode()(lambda: module(images)), device),
+                "watched": lambda: runs.append(operations(module, images, known=known)),
+                "copy": copy_call(device, copy_bytes),
+                **products,
+            },
+            seconds=seconds,
+        )
     gemm = gemm_rate({key: durations[key] for key in products})
     bandwidth = 2 * copy_bytes / statistics.median(durations["copy"])
     plain = statistics.median(durations["plain"])

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from visionmlp.bench.contenders import Contender
+from visionmlp.bench.precision import Dtype, computing_in, in_precision, torch_dtype
 from visionmlp.bench.watch import Operation, operations
 from visionmlp.deploy.aotinductor import check_compiler
 from visionmlp.deploy.graphs import export_program, openvino_model
@@ -23,9 +24,13 @@ from visionmlp.measure.catalog import count_macs
 from visionmlp.measure.gemm import fused_bound, synchronised
 from visionmlp.measure.timing import TrainingStep, peak_memory
 
-Dtype = Literal["float32", "bfloat16", "int8"]
-Runtime = Literal["eager", "packed", "compile", "cuda-graphs", "onnxruntime", "openvino", "aotinductor"]
+Runtime = Literal[
+    "eager", "packed", "compile", "cuda-graphs", "compile-cuda-graphs", "onnxruntime", "openvino", "aotinductor"
+]
 Task = Literal["inference", "training step"]
+
+CUDA_RUNTIMES: tuple[Runtime, ...] = ("cuda-graphs", "compile-cuda-graphs")
+CUDA_DTYPES: tuple[Dtype, ...] = ("tf32", "float16")
 
 EXPORTED: dict[Runtime, str | None] = {"onnxruntime": "export", "openvino": "openvino", "aotinductor": None}
 """Runtimes that take a graph, with the extra that installs each; AOTInductor comes with PyTorch."""
@@ -62,12 +67,13 @@ def check_runtimes(runtimes: Sequence[Runtime], dtypes: Sequence[Dtype], device:
     """Refuse what can never run here.
 
     Raises:
-        InvalidConfig: for CUDA graphs without CUDA, a CPU runtime on another device, int8 without OpenVINO, or
+        InvalidConfig: for CUDA graphs, TF32 or float16 without CUDA, a CPU runtime on another device, int8 without OpenVINO, or
             AOTInductor without a C++ compiler.
         MissingExtra: if a runtime is not installed.
     """
-    if "cuda-graphs" in runtimes and device.type != "cuda":
-        raise InvalidConfig(f"cuda-graphs needs a CUDA device, not {device}; give --device cuda on a machine with one")
+    for name in (*CUDA_RUNTIMES, *CUDA_DTYPES):
+        if name in (*runtimes, *dtypes) and device.type != "cuda":
+            raise InvalidConfig(f"{name} needs a CUDA device, not {device}; give --device cuda on a machine with one")
     if "packed" in runtimes and device.type != "cpu":
         raise InvalidConfig("packed weights are for the CPU; give --device cpu, or leave packed out")
     for runtime, extra in EXPORTED.items():
@@ -103,12 +109,17 @@ class Runners:
 
     def prepare(self, entry: Entry) -> Prepared:
         """The call of an entry. What can go wrong is up to the library that runs it."""
+        with computing_in(entry.dtype, self.device):
+            prepared = self._prepared(entry)
+        return dataclasses.replace(prepared, call=in_precision(prepared.call, entry.dtype, self.device))
+
+    def _prepared(self, entry: Entry) -> Prepared:
         images = self.images(entry)
         if entry.runtime in EXPORTED:
             return self._exported(entry, images)
         module = self.module(entry)
         run: Callable[[Tensor], Tensor] = module
-        if entry.runtime == "compile":
+        if entry.runtime in ("compile", "compile-cuda-graphs"):
             run = self._compile(module)
         elif entry.runtime == "packed":
             run = prepack(module)
@@ -117,10 +128,10 @@ class Runners:
             return Prepared(
                 call=synchronised(step, self.device), peak_memory=lambda: peak_memory(module, images, run=step)
             )
-        if entry.runtime == "cuda-graphs":
-            return Prepared(call=synchronised(_captured(module, images), self.device), peak_memory=None)
+        if entry.runtime in CUDA_RUNTIMES:
+            return Prepared(call=synchronised(_captured(run, images), self.device), peak_memory=None)
         call = torch.inference_mode()(lambda: run(images))
-        if entry.runtime == "compile":
+        if entry.runtime == "compile" and self.device.type == "cpu":
             # weights as constants, which compile packs and folds; it asks for this when it meets a shape, and the
             # option of the same name that torch.compile takes does nothing
             with torch._inductor.config.patch(freezing=True):
@@ -129,21 +140,22 @@ class Runners:
 
     def module(self, entry: Entry) -> nn.Module:
         """The module behind an entry in its dtype (float32 for int8), on the device."""
+        # compiled for one kind of products only, so those of TF32 are modules of their own
         dtype: Dtype = "float32" if entry.dtype == "int8" else entry.dtype
         key = entry.contender, dtype, entry.task
         if key not in self._modules:
-            module = copy.deepcopy(entry.contender.module).to(self.device, getattr(torch, dtype))
+            module = copy.deepcopy(entry.contender.module).to(self.device, torch_dtype(dtype))
             module = module.to(memory_format=self.memory_format)  # type: ignore[call-overload]
             self._modules[key] = module.train(entry.task == "training step")
         return self._modules[key]
 
     def images(self, entry: Entry) -> Tensor:
         """Random images of an entry."""
-        dtype = "float32" if entry.dtype == "int8" else entry.dtype
+        dtype = torch_dtype(entry.dtype)
         key = entry.contender.input_size, entry.batch_size, dtype
         if key not in self._images:
             images = torch.randn(entry.batch_size, *entry.contender.input_size)
-            self._images[key] = images.to(self.device, getattr(torch, dtype)).to(memory_format=self.memory_format)
+            self._images[key] = images.to(self.device, dtype).to(memory_format=self.memory_format)
         return self._images[key]
 
     def macs(self, entry: Entry) -> int:
@@ -166,7 +178,7 @@ class Runners:
             self._operations[contender] = operations(module, torch.randn(1, *contender.input_size)).operations
         passes = 3 if entry.task == "training step" else 1
         computed = self.macs(entry) / self.macs(dataclasses.replace(entry, task="inference"))
-        bytes_each = 1 if entry.dtype == "int8" else getattr(torch, entry.dtype).itemsize
+        bytes_each = 1 if entry.dtype == "int8" else torch_dtype(entry.dtype).itemsize
         return sum(
             fused_bound(
                 entry.batch_size * computed * operation.macs,
@@ -213,16 +225,16 @@ def count_step_macs(module: nn.Module, input_size: tuple[int, int, int]) -> int:
     return counter.get_total_flops() // 4
 
 
-def _captured(module: nn.Module, images: Tensor) -> Callable[[], object]:
+def _captured(run: Callable[[Tensor], Tensor], images: Tensor) -> Callable[[], object]:
     """One call as a CUDA graph, replayed."""
     warm_up = torch.cuda.Stream(images.device)
     warm_up.wait_stream(torch.cuda.current_stream(images.device))
     with torch.inference_mode():
         with torch.cuda.stream(warm_up):  # libraries allocate their workspaces on first use, which cannot be captured
             for _ in range(3):
-                module(images)
+                run(images)
         torch.cuda.current_stream(images.device).wait_stream(warm_up)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            module(images)
+            run(images)
     return graph.replay

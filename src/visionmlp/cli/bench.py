@@ -64,7 +64,7 @@ def bench(options: BenchOptions) -> int:
 def _profile(options: BenchOptions) -> int:
     if options.runtime != ("eager",) or options.training or "int8" in options.dtype or options.plot:
         raise UsageError(
-            "--profile shows eager inference in float32 or bfloat16, as tables and CSV; leave out the rest"
+            "--profile shows eager inference in any dtype but int8, as tables and CSV; leave out the rest"
         )
 
     from visionmlp.bench.profile_tables import profile_tables, write_profiles
@@ -103,8 +103,8 @@ _MODELS = plain_command(
         "are medians after a warm-up. docs/bench.md explains every option by example.\n"
         "  GEMM efficiency  2 x MACs x images/s over the GEMM rate. MACs are those of the form that is measured,\n"
         "                   matrix products and convolutions. The GEMM rate is the best of square matrix products\n"
-        "                   of side 1024, 2048 and 4096 in the same dtype (float32 for int8), by torch.matmul and\n"
-        "                   by oneDNN, measured in turns with the models.\n"
+        "                   of side 1024, 2048 and 4096 (4096 and 8192 on CUDA) in the same dtype (float32 for\n"
+        "                   int8), by torch.matmul and by oneDNN, measured in turns with the models.\n"
         "  peak MiB         weights, images and the largest sum of tensors alive in one call, as PyTorch's\n"
         "                   allocator sees them; scratch memory inside matrix libraries is not in it.\n"
         "A contender that fails is named at the end, and the exit code is 2; the others are still measured."
@@ -114,6 +114,7 @@ _MODELS = plain_command(
         "bench resmlp_s24 --form deploy --compare timm peers --runtime eager openvino --plot speed.png",
         "bench cyclemlp_b1 asmlp_t --form deploy --input-size 224 448 896 --batch-size 1 --plot sizes.png",
         "bench resmlp_s24 --form deploy --dtype float32 bfloat16 int8 --runtime openvino --csv bench.csv",
+        "bench asmlp_t --form deploy --device cuda --dtype tf32 bfloat16 --runtime compile-cuda-graphs --batch-size 256",
         "bench hiremlp_t --form deploy --batch-size 8 --profile",
         "bench cyclemlp_b1 resmlp_s12 --head levels upernet --form deploy --input-size 512 --batch-size 1",
         "bench runs/digits --runtime eager compile --training --threads 1",

@@ -193,8 +193,10 @@ class BenchOptions:
         "default: each model's own",
         (),
     )
-    dtype: tuple[Literal["float32", "bfloat16", "int8"], ...] = option(
-        "of weights and images, whatever the checkpoint holds; int8 in openvino only", ("float32",)
+    dtype: tuple[Literal["float32", "tf32", "bfloat16", "float16", "int8"], ...] = option(
+        "of weights and images, whatever the checkpoint holds; tf32 (float32 multiplied by matrix units) and float16 "
+        "on CUDA only, int8 in openvino only",
+        ("float32",),
     )
     form: tuple[Literal["training", "deploy"], ...] = option(
         "forms to measure; a deploy checkpoint has only the second", ("training", "deploy")
@@ -205,9 +207,12 @@ class BenchOptions:
         ("classifier",),
     )
     runtime: tuple[
-        Literal["eager", "packed", "compile", "cuda-graphs", "onnxruntime", "openvino", "aotinductor"], ...
+        Literal[
+            "eager", "packed", "compile", "cuda-graphs", "compile-cuda-graphs", "onnxruntime", "openvino", "aotinductor"
+        ],
+        ...,
     ] = option(
-        "plain PyTorch, deploy forms with packed weights, torch.compile, CUDA graphs, exported graphs (aotinductor "
+        "plain PyTorch, deploy forms with packed weights, torch.compile, CUDA graphs of either, exported graphs (aotinductor "
         "compiles each for 10 to 60 seconds)",
         ("eager",),
     )

@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from visionmlp.layers.fusible import linear
 from visionmlp.layers.linear import Linear, add_linear, linear_gelu
-from visionmlp.layers.norms import MapGroupNorm
-from visionmlp.ops.eager import in_eager_inference
+from visionmlp.layers.norms import LayerStatistics, MapGroupNorm
+from visionmlp.ops.cuda import channel_mlp as cuda_mlp
+from visionmlp.ops.eager import in_cuda_inference, in_eager_inference
 from visionmlp.ops.fold import affine_of_linear, linear_of_affine
 from visionmlp.ops.gelu import gelu_
 from visionmlp.ops.layout import Layout, from_positions_first, to_positions_first
@@ -56,6 +57,8 @@ class DeployedMLP(nn.Module):
     def mix(self, x: Tensor) -> Tensor:
         """(..., C) to (..., C), a contiguous map of channels-last memory order."""
         of_whole_maps = isinstance(self.norm, MapGroupNorm)
+        if in_cuda_inference(x) and cuda_mlp.fits(x, self.fc1.out_features) and self._is_plain():
+            return self._mix_on_cuda(x.contiguous())
         if not in_eager_inference(x):
             # as matrices, see DeployedResidual
             rows = x.flatten(0, -2)
@@ -71,6 +74,31 @@ class DeployedMLP(nn.Module):
         mixed = torch.empty_like(rows)
         for part, residual, target in zip(*(of.split(size) for of in (normed, rows, mixed)), strict=True):
             target.copy_(self._mix_rows(part, residual, of_whole_maps))
+        return mixed.view(x.shape)
+
+    def _is_plain(self) -> bool:
+        """Whether the parts are what a kernel of ours computes; fc1 and fc2 may be a quantiser's."""
+        return (
+            all(type(layer) is Linear and layer.bias is not None for layer in (self.fc1, self.fc2))
+            and type(self.fc1.weight) is type(self.fc2.weight) is nn.Parameter
+            and type(self.norm) in (nn.Identity, nn.LayerNorm, LayerStatistics, MapGroupNorm)
+        )
+
+    def _mix_on_cuda(self, x: Tensor) -> Tensor:
+        rows, norm = x.flatten(0, -2), self.norm
+        of_rows = isinstance(norm, nn.LayerNorm)
+        mixed = cuda_mlp.channel_mlp(
+            norm(x).flatten(0, -2) if isinstance(norm, MapGroupNorm) else rows,
+            rows if isinstance(norm, MapGroupNorm) else None,
+            norm.weight if of_rows else None,
+            norm.bias if of_rows else None,
+            self.fc1.weight,
+            self.fc1.bias,
+            self.fc2.weight,
+            self.fc2.bias,
+            norm.eps if of_rows else None,
+            _approximate(self.act) == "tanh",
+        )
         return mixed.view(x.shape)
 
     def _mix_rows(self, rows: Tensor, residual: Tensor, normed: bool) -> Tensor:

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-GEMM_SIDES = (1024, 2048, 4096)
-"""Sides of the square matrices whose product sets the GEMM rate; the best of them counts."""
+GEMM_SIDES = {"cpu": (1024, 2048, 4096), "cuda": (4096, 8192)}
+"""Sides of the square matrices whose product sets the GEMM rate, by kind of device; the best of them counts."""
 
-COPY_BYTES = 2**28
-"""Size of the copy whose rate is the bandwidth: larger than any cache."""
+COPY_BYTES = {"cpu": 2**28, "cuda": 2**31}
+"""Size of the copy whose rate is the bandwidth: far larger than any cache."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,8 +45,13 @@ def synchronised(run: Callable[[], object], device: torch.device) -> Callable[[]
     return call
 
 
+def copy_size(device: torch.device) -> int:
+    """`COPY_BYTES` of a device."""
+    return COPY_BYTES.get(device.type, COPY_BYTES["cpu"])
+
+
 def gemm_calls(
-    dtype: torch.dtype, device: torch.device, sides: Sequence[int] = GEMM_SIDES
+    dtype: torch.dtype, device: torch.device, sides: Sequence[int] = ()
 ) -> dict[tuple[str, int], Callable[[], object]]:
     """Products of square matrices to be timed, by library and side.
 
@@ -54,7 +59,7 @@ def gemm_calls(
     weight is packed beforehand, as inference compilers do.
     """
     calls: dict[tuple[str, int], Callable[[], object]] = {}
-    for side in sides:
+    for side in sides or GEMM_SIDES.get(device.type, GEMM_SIDES["cpu"]):
         a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
         calls["torch.matmul", side] = synchronised(_call(torch.matmul, a, b), device)
         if device.type == "cpu" and (packed := _packed(b)) is not None:
@@ -74,7 +79,7 @@ def gemm_rate(durations: Mapping[tuple[str, int], Sequence[float]]) -> GemmRate:
     )
 
 
-def copy_call(device: torch.device, size: int = COPY_BYTES) -> Callable[[], object]:
+def copy_call(device: torch.device, size: int) -> Callable[[], object]:
     """A copy of ``size`` bytes, which moves twice as many."""
     source = torch.ones(size // 4, device=device)
     target = torch.empty_like(source)

@@ -31,7 +31,8 @@ from visionmlp.models.config import BackboneConfig
 from visionmlp.models.official_layout import CONV1X1, SAME, OfficialEntry
 from visionmlp.models.registry import IMAGENET, Published, Variant, register_family
 from visionmlp.models.stage import MapStage, drop_path_rates
-from visionmlp.ops.eager import is_eager
+from visionmlp.ops.cuda.displaced import Run, displaced_channels
+from visionmlp.ops.eager import is_eager, takes_cuda_kernels
 from visionmlp.ops.fold import linear_of_affine
 from visionmlp.ops.shift import displaced, write_displaced
 
@@ -102,6 +103,8 @@ def axial_shift(x: Tensor, axis: int, *, size: int, dilation: int) -> Tensor:
     Returns:
         (B, H, W, C).
     """
+    if takes_cuda_kernels(x):
+        return displaced_channels(x, _runs(x.shape[-1], axis, size, dilation))
     if not is_eager(x):
         return displaced_groups(x, axis, size, dilation)
     return _AxialShift.apply(x, axis, size, dilation)
@@ -132,6 +135,14 @@ def displaced_groups(x: Tensor, axis: int, size: int, dilation: int) -> Tensor:
     for i, group in enumerate(x.split(-(-x.shape[-1] // size), -1)):
         parts.append(displaced(group, _step(i, axis, size, dilation)))
     return torch.cat(parts, -1)
+
+
+def _runs(channels: int, axis: int, size: int, dilation: int) -> list[Run]:
+    width = -(-channels // size)
+    return [
+        Run(first, 1, min(width, channels - first), *_step(i, axis, size, dilation))
+        for i, first in enumerate(range(0, channels, width))
+    ]
 
 
 def _step(group: int, axis: int, size: int, dilation: int) -> tuple[int, int]:

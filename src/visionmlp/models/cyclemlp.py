@@ -32,7 +32,8 @@ from visionmlp.models.config import BackboneConfig
 from visionmlp.models.official_layout import CONV1X1, SAME, OfficialEntry
 from visionmlp.models.registry import IMAGENET, Published, Variant, register_family
 from visionmlp.models.stage import MapStage, drop_path_rates, init_linear
-from visionmlp.ops.eager import in_eager_inference
+from visionmlp.ops.cuda.displaced import Run, displaced_channels
+from visionmlp.ops.eager import in_eager_inference, takes_cuda_kernels
 from visionmlp.ops.product import linear as linear_product
 from visionmlp.ops.product import linear_of_each
 from visionmlp.ops.shift import Step, displaced, write_displaced
@@ -110,6 +111,11 @@ class Move(NamedTuple):
 
 def moved_channels(x: Tensor, moves: Sequence[Move]) -> Tensor:
     """The moved channels of a map (B, H, W, C) side by side: (B, H, W, K)."""
+    if takes_cuda_kernels(x):
+        counts = [len(range(move.first, x.shape[3], move.cycle)) for move in moves]
+        if sum(counts) == x.shape[3] or not torch.is_grad_enabled():
+            runs = [Run(move.first, move.cycle, n, *move.step) for n, move in zip(counts, moves, strict=True)]
+            return displaced_channels(x, runs)
     groups = [x[..., move.first :: move.cycle] for move in moves]
     if not in_eager_inference(x):
         return torch.cat([displaced(group, move.step) for group, move in zip(groups, moves, strict=True)], -1)

@@ -35,6 +35,8 @@ from visionmlp.models.axial import AxialBackbone, AxialConfig
 from visionmlp.models.config import size_text
 from visionmlp.models.official_layout import SAME, OfficialEntry, View
 from visionmlp.models.registry import IMAGENET, Published, Variant, register_family
+from visionmlp.ops.cuda.mixed_lines import fits, mixed_lines
+from visionmlp.ops.eager import in_cuda_inference
 from visionmlp.ops.fold import linear_of_affine
 from visionmlp.ops.lines import LineAxis, from_lines, to_lines
 from visionmlp.ops.resize import Grid, resize_axis
@@ -89,9 +91,13 @@ class MixingMatrices(GridMixer):
         """Tokens of a line."""
         return self.grid[self.axis - 1]
 
-    @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to (..., segments, L, L) with rows for output tokens, for `to_lines` of the map."""
+        return self.scores(x).softmax(-1)
+
+    @abstractmethod
+    def scores(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) to the same before the softmax of each row."""
 
     @abstractmethod
     def with_input_affine(self, scale: Tensor, shift: Tensor) -> "MixingMatrices":
@@ -108,10 +114,10 @@ class DynamicMatrices(MixingMatrices):
         self.compress = Linear(config.dims[stage], self.segments * config.reduced_dim)
         self.generate = Linear(self.length * config.reduced_dim, self.length**2)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def scores(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to (B, W, segments, H, H) or (B, H, segments, W, W)."""
         reduced = to_lines(self.compress(x), self.axis, self.segments).flatten(3)
-        return self.generate(reduced).unflatten(3, (self.length, self.length)).softmax(4)
+        return self.generate(reduced).unflatten(3, (self.length, self.length))
 
     def with_input_affine(self, scale: Tensor, shift: Tensor) -> "DynamicMatrices":
         """Folded into the reduction."""
@@ -140,9 +146,9 @@ class DenseMatrices(MixingMatrices):
         self.fc1 = Linear(dim, dim)
         self.fc2 = Linear(dim, self.segments * self.length)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def scores(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to (B, W, segments, H, H) or (B, H, segments, W, W)."""
-        return to_lines(self.fc2(torch.relu(self.fc1(x))), self.axis, self.segments).softmax(4)
+        return to_lines(self.fc2(torch.relu(self.fc1(x))), self.axis, self.segments)
 
     def with_input_affine(self, scale: Tensor, shift: Tensor) -> "DenseMatrices":
         """Folded into the first layer."""
@@ -167,9 +173,9 @@ class RandomMatrices(MixingMatrices):
         self.logits = nn.Parameter(torch.empty(self.segments, self.length, self.length))
         nn.init.trunc_normal_(self.logits, std=0.02)
 
-    def forward(self, x: Tensor) -> Tensor:  # noqa: ARG002
+    def scores(self, x: Tensor) -> Tensor:  # noqa: ARG002
         """Any map; (segments, L, L)."""
-        return self.logits.softmax(2)
+        return self.logits
 
     def with_input_affine(self, scale: Tensor, shift: Tensor) -> "RandomMatrices":  # noqa: ARG002
         """These; they have no input."""
@@ -196,6 +202,8 @@ class DynaMixerOp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to (B, H, W, C)."""
+        if in_cuda_inference(x) and fits(x, self.matrices.length, self.segments):
+            return self.out(mixed_lines(x, self.matrices.scores(x), self.axis))
         mixed = torch.matmul(self.matrices(x), to_lines(x, self.axis, self.segments))
         return self.out(from_lines(mixed, self.axis))
 

@@ -1,5 +1,6 @@
 """Whether shortcuts may be taken: those that reuse memory, depend on sizes, or call operators that compilers lack."""
 
+import importlib.util
 from typing import Any
 
 import torch
@@ -39,3 +40,37 @@ def in_inference_graph() -> bool:
 def in_eager_inference(x: Tensor) -> bool:
     """`is_eager`, and nothing but the value will be asked for: no gradient."""
     return not torch.is_grad_enabled() and is_eager(x)
+
+
+def takes_cuda_kernels(x: Tensor) -> bool:
+    """Whether the kernels of `visionmlp.ops.cuda` may compute it: in eager mode and in ``torch.compile``.
+
+    Exporters, tracers and whoever watches operators get plain ones.
+    """
+    if is_symbolic(x) or x.device.type != "cuda" or not _has_triton(x.device.index):
+        return False
+    if torch.compiler.is_compiling():
+        return not _is_exporting()
+    return not torch.jit.is_tracing() and _get_current_dispatch_mode() is None and peek_interpreter_stack() is None
+
+
+def in_cuda_inference(x: Tensor) -> bool:
+    """`takes_cuda_kernels`, and nothing but the value will be asked for, in the tensor's own dtype."""
+    return not torch.is_grad_enabled() and takes_cuda_kernels(x) and not torch.is_autocast_enabled("cuda")
+
+
+@torch.compiler.assume_constant_result
+def _has_triton(index: int) -> bool:
+    if importlib.util.find_spec("triton") is None or torch.version.cuda is None:
+        return False
+    return torch.cuda.get_device_capability(index) >= _FIRST_WITH_BFLOAT16
+
+
+@torch.compiler.assume_constant_result
+def _is_exporting() -> bool:
+    exporting = getattr(torch.compiler, "is_exporting", None)  # since PyTorch 2.7
+    return exporting is not None and exporting()
+
+
+_FIRST_WITH_BFLOAT16 = (8, 0)
+"""Compute capability."""

@@ -1,0 +1,190 @@
+"""The kernels themselves. Imported at first use, as it imports Triton."""
+
+import triton
+import triton.language as tl
+
+@triton.jit
+def gelu(x):
+    """``x Phi(x)`` as ``max(x, 0) - |x| Phi(-|x|)``, so that large values are exact.
+
+    Phi(-a) = exp(-a^2 / 2) P(1 / (1 + 0.3765 a)), P a minimax fit to erfcx(a / sqrt(2)) / 2 of a relative error of 3e-5
+    for all a >= 0: CUDA's error function costs as much as both products of a narrow MLP.
+    """
+    a = tl.abs(x)
+    t = 1.0 / (a * 0.37648504003285216 + 1.0)
+    p = t * -0.09096415162131981 + 0.19800803705527878
+    p = t * p + 0.08525861833582758
+    p = t * p + 0.15800400551651797
+    p = t * p + 0.14967936210045157
+    return tl.maximum(x, 0.0) - a * t * p * tl.exp2(a * a * -0.7213475204444817)
+
+
+@triton.jit
+def gelu_tanh(x):
+    """0.5 (1 + tanh(z)) = sigmoid(2 z)."""
+    return x * tl.sigmoid(x * (1.5957691216057308 + 0.07135481282670546 * x * x))
+
+
+@triton.jit
+def _normed(x, mean, inverse, SCALE, SHIFT, channel, AFFINE: tl.constexpr):
+    normed = (x - mean[:, None]) * inverse[:, None]
+    if AFFINE:
+        normed = normed * tl.load(SCALE + channel).to(tl.float32)[None, :]
+        normed += tl.load(SHIFT + channel).to(tl.float32)[None, :]
+    return normed
+
+
+@triton.jit
+def channel_mlp(
+    X,
+    RESIDUAL,
+    OUT,
+    SCALE,
+    SHIFT,
+    WEIGHT1,
+    BIAS1,
+    WEIGHT2,
+    BIAS2,
+    rows,
+    eps,
+    CHANNELS: tl.constexpr,
+    HIDDEN: tl.constexpr,
+    FIRST: tl.constexpr,
+    SECOND: tl.constexpr,
+    NORM: tl.constexpr,
+    AFFINE: tl.constexpr,
+    OWN_RESIDUAL: tl.constexpr,
+    TANH: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_HIDDEN: tl.constexpr,
+):
+    """``residual + fc2(gelu(fc1(norm(x))))`` of BLOCK_ROWS rows, all row-major.
+
+    Widths that are no power of two are two that are, FIRST + SECOND: 96 = 64 + 32. SECOND may be 0.
+    """
+    row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    inside = (row < rows)[:, None]
+    first = tl.arange(0, FIRST)
+    at_first = row[:, None] * CHANNELS + first[None, :]
+    x1 = tl.load(X + at_first, mask=inside, other=0.0)
+    if SECOND > 0:
+        second = FIRST + tl.arange(0, SECOND)
+        at_second = row[:, None] * CHANNELS + second[None, :]
+        x2 = tl.load(X + at_second, mask=inside, other=0.0)
+    in1 = x1
+    if SECOND > 0:
+        in2 = x2
+    if NORM:
+        wide1 = x1.to(tl.float32)
+        total = tl.sum(wide1, 1)
+        if SECOND > 0:
+            wide2 = x2.to(tl.float32)
+            total += tl.sum(wide2, 1)
+        mean = total / CHANNELS
+        centred1 = wide1 - mean[:, None]
+        squares = tl.sum(centred1 * centred1, 1)
+        if SECOND > 0:
+            centred2 = wide2 - mean[:, None]
+            squares += tl.sum(centred2 * centred2, 1)
+        inverse = tl.rsqrt(squares / CHANNELS + eps)
+        in1 = _normed(wide1, mean, inverse, SCALE, SHIFT, first, AFFINE).to(x1.dtype)
+        if SECOND > 0:
+            in2 = _normed(wide2, mean, inverse, SCALE, SHIFT, second, AFFINE).to(x1.dtype)
+    out1 = tl.zeros((BLOCK_ROWS, FIRST), tl.float32)
+    if SECOND > 0:
+        out2 = tl.zeros((BLOCK_ROWS, SECOND), tl.float32)
+    for start in range(0, HIDDEN, BLOCK_HIDDEN):
+        unit = start + tl.arange(0, BLOCK_HIDDEN)
+        hidden = tl.dot(in1, tl.load(WEIGHT1 + unit[None, :] * CHANNELS + first[:, None]))
+        if SECOND > 0:
+            hidden = tl.dot(in2, tl.load(WEIGHT1 + unit[None, :] * CHANNELS + second[:, None]), hidden)
+        hidden += tl.load(BIAS1 + unit).to(tl.float32)[None, :]
+        if TANH:
+            active = gelu_tanh(hidden).to(x1.dtype)
+        else:
+            active = gelu(hidden).to(x1.dtype)
+        out1 = tl.dot(active, tl.load(WEIGHT2 + first[None, :] * HIDDEN + unit[:, None]), out1)
+        if SECOND > 0:
+            out2 = tl.dot(active, tl.load(WEIGHT2 + second[None, :] * HIDDEN + unit[:, None]), out2)
+    residual1 = x1
+    if not OWN_RESIDUAL:
+        residual1 = tl.load(RESIDUAL + at_first, mask=inside, other=0.0)
+    out1 += tl.load(BIAS2 + first).to(tl.float32)[None, :] + residual1.to(tl.float32)
+    tl.store(OUT + at_first, out1.to(x1.dtype), mask=inside)
+    if SECOND > 0:
+        residual2 = x2
+        if not OWN_RESIDUAL:
+            residual2 = tl.load(RESIDUAL + at_second, mask=inside, other=0.0)
+        out2 += tl.load(BIAS2 + second).to(tl.float32)[None, :] + residual2.to(tl.float32)
+        tl.store(OUT + at_second, out2.to(x1.dtype), mask=inside)
+
+
+@triton.jit
+def displaced(
+    X,
+    OUT,
+    SOURCE,
+    DOWN,
+    RIGHT,
+    positions,
+    height,
+    width,
+    in_channels,
+    out_channels,
+    BLOCK_POSITIONS: tl.constexpr,
+    BLOCK_CHANNELS: tl.constexpr,
+):
+    """Each output channel from one input channel, some positions away; zero outside the map. Maps (B, H, W, C)."""
+    position = tl.program_id(0).to(tl.int64) * BLOCK_POSITIONS + tl.arange(0, BLOCK_POSITIONS)
+    channel = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
+    exists = channel < out_channels
+    source = tl.load(SOURCE + channel, mask=exists, other=0)
+    down = tl.load(DOWN + channel, mask=exists, other=0)
+    right = tl.load(RIGHT + channel, mask=exists, other=0)
+    column = (position % width).to(tl.int32)
+    row = (position // width % height).to(tl.int32)
+    wanted = (position < positions)[:, None] & exists[None, :]
+    from_row, from_column = row[:, None] + down[None, :], column[:, None] + right[None, :]
+    inside = wanted & (from_row >= 0) & (from_row < height) & (from_column >= 0) & (from_column < width)
+    start = position * in_channels
+    value = tl.load(X + start[:, None] + ((down * width + right) * in_channels + source)[None, :], mask=inside, other=0)
+    tl.store(OUT + position[:, None] * out_channels + channel[None, :], value, mask=wanted)
+
+
+@triton.jit
+def mix_lines(
+    X,
+    LOGITS,
+    OUT,
+    batch_stride,
+    line_stride,
+    lines,
+    x_batch_stride,
+    x_line_stride,
+    x_token_stride,
+    LENGTH: tl.constexpr,
+    SEGMENTS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK_LENGTH: tl.constexpr,
+    BLOCK_WIDTH: tl.constexpr,
+):
+    """``softmax(logits) @ x`` of one segment of one line; a map and its result (B, H, W, C) of the same strides."""
+    program = tl.program_id(0)
+    segment = program % SEGMENTS
+    line = (program // SEGMENTS) % lines
+    image = (program // (SEGMENTS * lines)).to(tl.int64)
+    token = tl.arange(0, BLOCK_LENGTH)
+    channel = tl.arange(0, BLOCK_WIDTH)
+    place = image * batch_stride + line.to(tl.int64) * line_stride + segment * LENGTH * LENGTH
+    known = (token < LENGTH)[:, None]
+    logits = tl.load(
+        LOGITS + place + token[:, None] * LENGTH + token[None, :], mask=known & (token < LENGTH)[None, :], other=0.0
+    ).to(tl.float32)
+    logits = tl.where((token < LENGTH)[None, :], logits, -float("inf"))
+    weights = tl.exp(logits - tl.max(logits, 1)[:, None])
+    weights /= tl.sum(weights, 1)[:, None]
+    at = image * x_batch_stride + line.to(tl.int64) * x_line_stride + segment * WIDTH
+    at += token[:, None] * x_token_stride + channel[None, :]
+    inside = known & (channel < WIDTH)[None, :]
+    x = tl.load(X + at, mask=inside, other=0.0)
+    tl.store(OUT + at, tl.dot(weights.to(x.dtype), x).to(x.dtype), mask=inside)

@@ -1,0 +1,226 @@
+"""The Triton kernels against plain operators: interpreted on a CPU, and as machine code where there is a GPU."""
+
+import copy
+import math
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import visionmlp
+from tests.randomise import randomise
+from visionmlp.models import asmlp, cyclemlp
+from visionmlp.ops import eager
+from visionmlp.ops.cuda import channel_mlp as mlp
+from visionmlp.ops.cuda import displaced, mixed_lines
+from visionmlp.ops.lines import from_lines, to_lines
+from visionmlp.ops.shift import displaced as displaced_map
+
+pytest.importorskip("triton")
+HAS_CUDA = torch.cuda.is_available() and torch.version.cuda is not None and "TRITON_INTERPRET" not in os.environ
+needs_cuda = pytest.mark.skipif(not HAS_CUDA, reason="needs a GPU")
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+needs_interpreter = pytest.mark.skipif(not INTERPRETED, reason="runs in a process of its own")
+PLACES = [pytest.param("interpreted", marks=needs_interpreter), pytest.param("cuda", marks=needs_cuda)]
+MODELS = ("repmlpnet_t224", "hiremlp_t", "asmlp_t", "cyclemlp_b1", "vip_s7", "dynamixer_s")
+
+
+@pytest.fixture(params=PLACES)
+def device(request):
+    """Where the kernels run; interpreted ones are Python, and as exact as their dtype."""
+    return torch.device("cpu" if request.param == "interpreted" else "cuda")
+
+
+def test_all_of_them_interpreted():
+    """In a process of its own: Triton settles at its import whether it compiles."""
+    if INTERPRETED:
+        pytest.skip("this is that process")
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-k", "interpreted and not all_of", __file__]
+    run = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "TRITON_INTERPRET": "1"})
+    assert run.returncode == 0, run.stdout[-3000:]
+    assert re.search(r"(\d+) passed", run.stdout) and "skipped" not in run.stdout, run.stdout[-3000:]
+
+
+def places(device):
+    """Dtype and tolerance, as a share of the largest value."""
+    return (torch.float32, 2e-6) if device.type == "cpu" else (torch.bfloat16, 1e-2)
+
+
+def close(result, expected, tolerance):
+    assert result.shape == expected.shape
+    error = (result.double().cpu() - expected.cpu()).abs().max() / expected.abs().max().cpu()
+    assert error < tolerance, float(error)
+
+
+def wide(*tensors):
+    return [None if tensor is None else tensor.double() for tensor in tensors]
+
+
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize(("norm", "tanh"), [("none", True), ("statistics", False), ("affine", False), ("affine", True)])
+@pytest.mark.parametrize(("width", "hidden"), [(64, 128), (96, 288), (128, 256), (192, 576)])
+def test_channel_mlp(device, width, hidden, norm, tanh, residual):
+    dtype, tolerance = places(device)
+    torch.manual_seed(0)
+
+    def numbers(*shape, scale=1.0):
+        return (scale * torch.randn(shape)).to(device, dtype)
+
+    x = numbers(101, width) + 3  # not a whole number of blocks, and a mean that matters
+    other = numbers(101, width) if residual else None
+    scale, shift = (numbers(width), numbers(width)) if norm == "affine" else (None, None)
+    weight1, bias1 = numbers(hidden, width, scale=width**-0.5), numbers(hidden)
+    weight2, bias2 = numbers(width, hidden, scale=hidden**-0.5), numbers(width)
+    eps = None if norm == "none" else 1e-3
+    mixed = mlp.launch_channel_mlp(x, other, scale, shift, weight1, bias1, weight2, bias2, eps, tanh)
+    rows, other, scale, shift, weight1, bias1, weight2, bias2 = wide(
+        x, x if other is None else other, scale, shift, weight1, bias1, weight2, bias2
+    )
+    normed = rows if eps is None else F.layer_norm(rows, (width,), scale, shift, eps)
+    hidden_map = F.gelu(F.linear(normed, weight1, bias1), approximate="tanh" if tanh else "none")
+    close(mixed, F.linear(hidden_map, weight2, bias2) + other, 20 * tolerance if device.type == "cpu" else tolerance)
+
+
+def test_gelu_of_every_size(device):
+    import triton
+    import triton.language as tl
+
+    from visionmlp.ops.cuda import kernels
+
+    @triton.jit
+    def apply(X, OUT, GELU: tl.constexpr, SIZE: tl.constexpr):
+        at = tl.arange(0, SIZE)
+        tl.store(OUT + at, GELU(tl.load(X + at)))
+
+    x = torch.linspace(-9, 9, 4096, device=device)
+    out = torch.empty_like(x)
+    apply[(1,)](x, out, kernels.gelu, 4096)
+    expected = x.double() * torch.special.erfc(x.double() / -math.sqrt(2)) / 2
+    assert ((out - expected) / expected).abs().max() < 5e-5  # a tenth of float16's rounding, in the tail as well
+    apply[(1,)](x, out, kernels.gelu_tanh, 4096)
+    close(out, F.gelu(x.double(), approximate="tanh"), 1e-6)
+
+
+@pytest.mark.parametrize(("size", "dilation"), [(5, 1), (3, 2), (9, 4), (1, 1)])
+@pytest.mark.parametrize("axis", [1, 2])
+def test_axial_shift_and_back(device, axis, size, dilation):
+    x = torch.randn(2, 5, 7, 70, device=device)
+    runs = [number for run in asmlp._runs(70, axis, size, dilation) for number in run]
+    there = displaced.launch_displaced(x, runs, False)
+    assert torch.equal(there, asmlp.displaced_groups(x, axis, size, dilation))
+    assert torch.equal(displaced.launch_displaced(x, runs, True), asmlp.displaced_groups(x, axis, size, -dilation))
+
+
+def test_cycles_share_and_permute_channels(device):
+    x = torch.randn(2, 6, 5, 64, device=device)
+    runs = [(0, 1, 64, 0, 0), (0, 3, 22, 1, 0), (2, 3, 21, 0, -2), (1, 3, 21, 9, 0)]
+    expected = [displaced_map(x[..., first::cycle], (down, right)) for first, cycle, _, down, right in runs]
+    moved = displaced.launch_displaced(x, [number for run in runs for number in run], False)
+    assert torch.equal(moved, torch.cat(expected, -1))
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize(("length", "segments", "width"), [(14, 4, 24), (5, 3, 6), (32, 2, 24)])
+@pytest.mark.parametrize("axis", [1, 2])
+def test_mixed_lines(device, axis, length, segments, width, shared):
+    dtype, tolerance = places(device)
+    sides = (length, 6) if axis == 1 else (6, length)
+    x = torch.randn(2, *sides, segments * width).to(device, dtype)
+    logits = 3 * torch.randn(*(() if shared else (2, 6)), segments, length, length).to(device, dtype)
+    mixed = mixed_lines.launch_mixed_lines(x, logits, axis)
+    expected = from_lines(logits.double().softmax(-1) @ to_lines(x.double(), axis, segments), axis)
+    close(mixed, expected, tolerance)
+
+
+def test_a_cpu_never_sees_them():
+    x = torch.randn(2, 3, 3, 64)
+    with torch.inference_mode():
+        assert not eager.in_cuda_inference(x)
+        assert not eager.takes_cuda_kernels(x.to("meta"))
+    assert not mlp.fits(x, 256), "float32 would lose its precision in matrix units"
+    assert not mlp.fits(x.bfloat16()[:0], 256)
+    assert not mlp.fits(x.bfloat16(), 250)
+    assert not mlp.fits(torch.randn(2, 80).bfloat16(), 256)
+
+
+def test_shared_channels_have_no_gradient_and_say_so():
+    context = type("Context", (), {"runs": [0, 1, 64, 0, 0, 0, 1, 64, 1, 0], "channels": 64, "back": False})
+    with pytest.raises(RuntimeError, match="no gradient"):
+        displaced._gradient(context, torch.randn(1, 2, 2, 128))
+
+
+def without_kernels(monkeypatch):
+    from visionmlp.layers import channel_mlp
+    from visionmlp.models import dynamixer
+
+    for module, name in (
+        (channel_mlp, "in_cuda_inference"),
+        (dynamixer, "in_cuda_inference"),
+        (asmlp, "takes_cuda_kernels"),
+        (cyclemlp, "takes_cuda_kernels"),
+    ):
+        monkeypatch.setattr(module, name, lambda _: False)
+
+
+@needs_cuda
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", MODELS)
+def test_models_are_as_exact_with_them(name, dtype, monkeypatch):
+    model = visionmlp.reparameterize(randomise(visionmlp.create_model(name)).eval())
+    images = torch.randn(3, 3, 224, 224)
+    with torch.inference_mode():
+        expected = copy.deepcopy(model).double()(images.double())
+        model, images = model.to("cuda", dtype), images.to("cuda", dtype)
+
+        def error():
+            return ((model(images).double().cpu() - expected).norm() / expected.norm()).item()
+
+        with torch.profiler.profile() as profiler:
+            with_kernels = error()
+        assert any("visionmlp::" in event.key for event in profiler.key_averages())
+        compiled = torch.compile(model, fullgraph=True)(images)
+        assert (compiled.double().cpu() - expected).norm() / expected.norm() < 1.5 * with_kernels
+        without_kernels(monkeypatch)
+        assert with_kernels < 1.2 * error()
+
+
+@needs_cuda
+@pytest.mark.parametrize("name", ["asmlp_test", "cyclemlp_test"])
+def test_training_gradients(name):
+    model = randomise(visionmlp.create_model(name))
+    twin, images = copy.deepcopy(model).double(), torch.randn(2, 3, *model.config.img_size)
+    twin(images.double()).square().sum().backward()
+    model.cuda()
+    model(images.cuda()).square().sum().backward()
+    for (key, value), other in zip(model.named_parameters(), twin.parameters(), strict=True):
+        if other.grad is not None and other.grad.norm() > 1e-6:
+            assert (value.grad.double().cpu() - other.grad).norm() < 1e-4 * other.grad.norm(), key
+
+
+@needs_cuda
+def test_operators_obey_their_contracts():
+    x = torch.randn(2, 4, 5, 12, device="cuda", requires_grad=True)
+    runs = [number for run in asmlp._runs(12, 1, 3, 1) for number in run]
+    torch.library.opcheck(displaced._displaced, (x, runs, False))
+    rows, like = torch.randn(70, 64, device="cuda").half(), {"device": "cuda", "dtype": torch.float16}
+    weights = [torch.randn(*shape, **like) for shape in ((128, 64), (128,), (64, 128), (64,))]
+    torch.library.opcheck(mlp.channel_mlp, (rows, None, None, None, *weights, 1e-5, False))
+    maps, logits = torch.randn(2, 5, 4, 24, **like), torch.randn(2, 4, 2, 5, 5, **like)
+    torch.library.opcheck(mixed_lines._mixed, (maps, logits, 1))
+
+
+@needs_cuda
+def test_quantised_layers_keep_their_products():
+    class Other(nn.Linear):
+        pass
+
+    model = visionmlp.reparameterize(randomise(visionmlp.create_model("hiremlp_t")).eval()).cuda().half()
+    block = next(module for module in model.modules() if type(module).__name__ == "DeployedMapMLP")
+    assert block._is_plain()
+    block.fc1 = Other(64, 256).cuda().half()
+    assert not block._is_plain()
