@@ -9,6 +9,8 @@ from torch.utils.flop_counter import register_flop_formula
 WIDTHS = (64, 96, 128, 192)
 """Channels for which the kernel is faster than the library's two products with GELU and norm between them."""
 DTYPES = (torch.bfloat16, torch.float16)
+FEWEST_ROWS = 8192
+"""That give each multiprocessor of a large GPU a block; with fewer the libraries' products divide the channels too."""
 
 
 class Blocks(NamedTuple):
@@ -27,7 +29,7 @@ BLOCKS = {64: Blocks(64, 64, 4, 3), 96: Blocks(64, 32, 4, 3), 128: Blocks(64, 64
 def fits(x: Tensor, hidden: int) -> bool:
     """Whether `channel_mlp` takes rows like these."""
     width = x.shape[-1]
-    return x.dtype in DTYPES and width in WIDTHS and hidden % BLOCKS[width].hidden == 0 and x.numel() > 0
+    return x.dtype in DTYPES and width in WIDTHS and hidden % BLOCKS[width].hidden == 0 and x.numel() >= FEWEST_ROWS * width
 
 
 @torch.library.custom_op("visionmlp::channel_mlp", mutates_args=(), device_types="cuda")

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-_BLOCK_POSITIONS, _BLOCK_CHANNELS = 32, 64
+_BLOCK, _MOST_CHANNELS = 4096, 64
+"""Elements of a program, and of them channels; a run with more is cut into pieces."""
 
 
 class Run(NamedTuple):
@@ -58,38 +59,36 @@ def launch_displaced(x: Tensor, runs: Sequence[int], back: bool) -> Tensor:
     from visionmlp.ops.cuda import kernels
 
     batch, height, width, channels = x.shape
-    table = _table(tuple(runs), back, x.device)
-    out = x.new_empty(batch, height, width, table.shape[1])
-    positions = batch * height * width
+    most = min(max(runs[2::5]), _MOST_CHANNELS)
+    pieces = _pieces(tuple(runs), back, most, x.device)
+    out = x.new_empty(batch, height, width, sum(runs[2::5]))
+    positions, block_channels = batch * height * width, max(16, 1 << (most - 1).bit_length())
     if out.numel():
-        grid = -(-positions // _BLOCK_POSITIONS), -(-table.shape[1] // _BLOCK_CHANNELS)
-        kernels.displaced[grid](
+        block_positions = _BLOCK // block_channels
+        kernels.displaced[len(pieces), -(-positions // block_positions)](
             x,
             out,
-            table[0],
-            table[1],
-            table[2],
+            pieces,
             positions,
             height,
             width,
             channels,
-            table.shape[1],
-            BLOCK_POSITIONS=_BLOCK_POSITIONS,
-            BLOCK_CHANNELS=_BLOCK_CHANNELS,
+            out.shape[3],
+            BLOCK_POSITIONS=block_positions,
+            BLOCK_CHANNELS=block_channels,
             num_warps=4,
         )
     return out
 
 
 @functools.cache
-def _table(runs: tuple[int, ...], back: bool, device: torch.device) -> Tensor:
-    """Where each output channel comes from: (3, channels) with source, down and right."""
-    columns = [
-        (first + cycle * index, down, right)
-        for first, cycle, count, down, right in (Run(*runs[i : i + 5]) for i in range(0, len(runs), 5))
-        for index in range(count)
-    ]
-    if back:
-        came = sorted((source, place, -down, -right) for place, (source, down, right) in enumerate(columns))
-        columns = [column[1:] for column in came]
-    return torch.tensor(columns, dtype=torch.int32, device=device).t().contiguous()
+def _pieces(runs: tuple[int, ...], back: bool, most: int, device: torch.device) -> Tensor:
+    """Runs in pieces of at most ``most`` channels: (pieces, 7), see the kernel."""
+    rows, written = [], 0
+    for first, cycle, count, down, right in (Run(*runs[i : i + 5]) for i in range(0, len(runs), 5)):
+        for done in range(0, count, most):
+            there, here = (first + cycle * done, cycle), (written + done, 1)
+            size = min(most, count - done)
+            rows.append([*here, *there, size, -down, -right] if back else [*there, *here, size, down, right])
+        written += count
+    return torch.tensor(rows, dtype=torch.int32, device=device)

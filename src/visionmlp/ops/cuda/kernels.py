@@ -123,9 +123,7 @@ def channel_mlp(
 def displaced(
     X,
     OUT,
-    SOURCE,
-    DOWN,
-    RIGHT,
+    PIECES,
     positions,
     height,
     width,
@@ -134,21 +132,27 @@ def displaced(
     BLOCK_POSITIONS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
 ):
-    """Each output channel from one input channel, some positions away; zero outside the map. Maps (B, H, W, C)."""
-    position = tl.program_id(0).to(tl.int64) * BLOCK_POSITIONS + tl.arange(0, BLOCK_POSITIONS)
-    channel = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
-    exists = channel < out_channels
-    source = tl.load(SOURCE + channel, mask=exists, other=0)
-    down = tl.load(DOWN + channel, mask=exists, other=0)
-    right = tl.load(RIGHT + channel, mask=exists, other=0)
-    column = (position % width).to(tl.int32)
-    row = (position // width % height).to(tl.int32)
-    wanted = (position < positions)[:, None] & exists[None, :]
-    from_row, from_column = row[:, None] + down[None, :], column[:, None] + right[None, :]
-    inside = wanted & (from_row >= 0) & (from_row < height) & (from_column >= 0) & (from_column < width)
-    start = position * in_channels
-    value = tl.load(X + start[:, None] + ((down * width + right) * in_channels + source)[None, :], mask=inside, other=0)
-    tl.store(OUT + position[:, None] * out_channels + channel[None, :], value, mask=wanted)
+    """One piece of the channels, read some positions away; zero outside the map. Maps (B, H, W, C)."""
+    piece = PIECES + tl.program_id(0) * 7
+    read, read_cycle, write, write_cycle = tl.load(piece), tl.load(piece + 1), tl.load(piece + 2), tl.load(piece + 3)
+    count, down, right = tl.load(piece + 4), tl.load(piece + 5), tl.load(piece + 6)
+    # large maps have more elements than 32 bits can count, one block has not
+    start = tl.program_id(1).to(tl.int64) * BLOCK_POSITIONS
+    place = tl.arange(0, BLOCK_POSITIONS)
+    position = start + place
+    row, column = (position // width % height).to(tl.int32) + down, (position % width).to(tl.int32) + right
+    exists = position < positions
+    inside = exists & (row >= 0) & (row < height) & (column >= 0) & (column < width)
+    index = tl.arange(0, BLOCK_CHANNELS)
+    chosen = (index < count)[None, :]
+    source = X + (start + down * width + right) * in_channels + read
+    value = tl.load(
+        source + (place[:, None] * in_channels + (index * read_cycle)[None, :]), mask=inside[:, None] & chosen, other=0.0
+    )
+    target = OUT + start * out_channels + write
+    tl.store(
+        target + (place[:, None] * out_channels + (index * write_cycle)[None, :]), value, mask=exists[:, None] & chosen
+    )
 
 
 @triton.jit
