@@ -63,9 +63,7 @@ def bench(options: BenchOptions) -> int:
 
 def _profile(options: BenchOptions) -> int:
     if options.runtime != ("eager",) or options.training or "int8" in options.dtype or options.plot:
-        raise UsageError(
-            "--profile shows eager inference in any dtype but int8, as tables and CSV; leave out the rest"
-        )
+        raise UsageError("--profile shows eager inference in any dtype but int8, as tables and CSV; leave out the rest")
 
     from visionmlp.bench.profile_tables import profile_tables, write_profiles
     from visionmlp.bench.roofline import profile_models

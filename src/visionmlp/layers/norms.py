@@ -61,11 +61,25 @@ def map_group_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: f
         scaled = normed if weight is None else normed * weight
         return (scaled if bias is None else scaled + bias).view(x.shape)
     if x.device.type == "cuda" and not torch.compiler.is_compiling() and x.numel():
-        # a tenth of the time of PyTorch's kernels for a GroupNorm whose channels come last
-        normed = F.layer_norm(x.flatten(1), (x[0].numel(),), eps=eps).view(x.shape)
-        return normed if weight is None or bias is None else torch.addcmul(bias, normed, weight)
+        return _on_cuda(x, weight, bias, eps)
     maps = x.permute(0, 3, 1, 2)
     if torch.is_grad_enabled() and weight is not None and bias is not None and not x.requires_grad:
         # behind frozen levels: PyTorch 2.6's backward pass crashes the process where the map needs no gradient
         return F.group_norm(maps, 1, eps=eps).permute(0, 2, 3, 1) * weight + bias
     return F.group_norm(maps, 1, weight, bias, eps).permute(0, 2, 3, 1)
+
+
+_ENOUGH_SAMPLES = 32
+"""For a kernel that takes a multiprocessor for each."""
+
+
+def _on_cuda(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """A tenth of the time of PyTorch's kernels for a GroupNorm whose channels come last."""
+    samples = x.flatten(1)
+    if len(samples) >= _ENOUGH_SAMPLES:
+        normed = F.layer_norm(samples, samples.shape[1:], eps=eps).view(x.shape)
+        return normed if weight is None or bias is None else torch.addcmul(bias, normed, weight)
+    wide = samples.to(torch.promote_types(x.dtype, torch.float32))
+    variance, mean = torch.var_mean(wide, 1, correction=0, keepdim=True)
+    normed = ((wide - mean) * (variance + eps).rsqrt()).view(x.shape)
+    return (normed if weight is None or bias is None else torch.addcmul(bias, normed, weight)).to(x.dtype)

@@ -14,8 +14,9 @@ from torch.nn import functional as F
 
 import visionmlp
 from tests.randomise import randomise
+from visionmlp.layers import channel_mlp
 from visionmlp.layers.norms import MapGroupNorm
-from visionmlp.models import asmlp, cyclemlp
+from visionmlp.models import asmlp, cyclemlp, dynamixer
 from visionmlp.ops import eager
 from visionmlp.ops.cuda import channel_mlp as mlp
 from visionmlp.ops.cuda import displaced, mixed_lines
@@ -62,10 +63,11 @@ def wide(*tensors):
     return [None if tensor is None else tensor.double() for tensor in tensors]
 
 
+@pytest.mark.parametrize("order", ["rows", "columns"])
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize(("norm", "tanh"), [("none", True), ("statistics", False), ("affine", False), ("affine", True)])
 @pytest.mark.parametrize(("width", "hidden"), [(64, 128), (96, 288), (128, 256), (192, 576)])
-def test_channel_mlp(device, width, hidden, norm, tanh, residual):
+def test_channel_mlp(device, width, hidden, norm, tanh, residual, order):
     dtype, tolerance = places(device)
     torch.manual_seed(0)
 
@@ -77,6 +79,8 @@ def test_channel_mlp(device, width, hidden, norm, tanh, residual):
     scale, shift = (numbers(width), numbers(width)) if norm == "affine" else (None, None)
     weight1, bias1 = numbers(hidden, width, scale=width**-0.5), numbers(hidden)
     weight2, bias2 = numbers(width, hidden, scale=hidden**-0.5), numbers(width)
+    if order == "columns":  # as folding leaves some
+        weight1, weight2 = weight1.t().contiguous().t(), weight2.t().contiguous().t()
     eps = None if norm == "none" else 1e-3
     mixed = mlp.launch_channel_mlp(x, other, scale, shift, weight1, bias1, weight2, bias2, eps, tanh)
     rows, other, scale, shift, weight1, bias1, weight2, bias2 = wide(
@@ -107,11 +111,12 @@ def test_gelu_of_every_size(device):
     close(out, F.gelu(x.double(), approximate="tanh"), 1e-6)
 
 
+@pytest.mark.parametrize("channels", [70, 600])
 @pytest.mark.parametrize(("size", "dilation"), [(5, 1), (3, 2), (9, 4), (1, 1)])
 @pytest.mark.parametrize("axis", [1, 2])
-def test_axial_shift_and_back(device, axis, size, dilation):
-    x = torch.randn(2, 5, 7, 70, device=device)
-    runs = [number for run in asmlp._runs(70, axis, size, dilation) for number in run]
+def test_axial_shift_and_back(device, axis, size, dilation, channels):
+    x = torch.randn(2, 5, 7, channels, device=device)
+    runs = [number for run in asmlp._runs(channels, axis, size, dilation) for number in run]
     there = displaced.launch_displaced(x, runs, False)
     assert torch.equal(there, asmlp.displaced_groups(x, axis, size, dilation))
     assert torch.equal(displaced.launch_displaced(x, runs, True), asmlp.displaced_groups(x, axis, size, -dilation))
@@ -123,6 +128,13 @@ def test_cycles_share_and_permute_channels(device):
     expected = [displaced_map(x[..., first::cycle], (down, right)) for first, cycle, _, down, right in runs]
     moved = displaced.launch_displaced(x, [number for run in runs for number in run], False)
     assert torch.equal(moved, torch.cat(expected, -1))
+
+
+def test_cycles_go_back(device):
+    runs = [number for run in ((0, 3, 22, 1, 0), (1, 3, 21, 0, -2), (2, 3, 21, 0, 1)) for number in run]
+    x, y = torch.randn(2, 6, 90, 64, device=device), torch.randn(2, 6, 90, 64, device=device)
+    there, back = displaced.launch_displaced(x, runs, False), displaced.launch_displaced(y, runs, True)
+    torch.testing.assert_close((there * y).sum(), (x * back).sum(), rtol=1e-3, atol=1e-3)  # the transposed map
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -157,17 +169,40 @@ def test_shared_channels_have_no_gradient_and_say_so():
         displaced._gradient(context, torch.randn(1, 2, 2, 128))
 
 
-def without_kernels(monkeypatch):
-    from visionmlp.layers import channel_mlp
-    from visionmlp.models import dynamixer
-
+def use_kernels(monkeypatch, used):
     for module, name in (
         (channel_mlp, "in_cuda_inference"),
         (dynamixer, "in_cuda_inference"),
         (asmlp, "takes_cuda_kernels"),
         (cyclemlp, "takes_cuda_kernels"),
     ):
-        monkeypatch.setattr(module, name, lambda _: False)
+        monkeypatch.setattr(module, name, lambda _: used)
+
+
+@needs_interpreter
+@pytest.mark.parametrize(("name", "side"), [(n, 28 if n in ("vip_s7", "dynamixer_s") else 64) for n in MODELS])
+def test_models_with_them_interpreted(name, side, monkeypatch):
+    model = randomise(visionmlp.create_model(name, img_size=(side, side))).eval()
+    model, images = visionmlp.reparameterize(model), torch.randn(2, 3, side, side)
+    calls = []
+
+    def counted(launch):
+        return lambda *arguments: calls.append(launch) or launch(*arguments)
+
+    for module, operator in ((mlp, "channel_mlp"), (displaced, "_displaced"), (mixed_lines, "_mixed")):
+        launch = {"_displaced": "launch_displaced", "_mixed": "launch_mixed_lines"}.get(operator, f"launch_{operator}")
+        monkeypatch.setattr(module, operator, counted(getattr(module, launch)))
+        if hasattr(module, "DTYPES"):
+            monkeypatch.setattr(module, "DTYPES", (torch.float32,))
+    monkeypatch.setattr(mlp, "FEWEST_ROWS", 1)
+    with torch.inference_mode():
+        expected = model(images).double()
+        assert not calls
+        use_kernels(monkeypatch, True)
+        close(model(images), expected, 2e-5)
+    assert mlp.launch_channel_mlp in calls
+    assert (displaced.launch_displaced in calls) == (name in ("asmlp_t", "cyclemlp_b1"))
+    assert (mixed_lines.launch_mixed_lines in calls) == (name == "dynamixer_s")
 
 
 @needs_cuda
@@ -187,7 +222,7 @@ def test_models_are_as_exact_with_them(name, dtype, monkeypatch):
             with_kernels = error()
         assert any("visionmlp::" in event.key for event in profiler.key_averages())
         compiled = torch.compile(model, fullgraph=True)(images).double().cpu()
-        without_kernels(monkeypatch)
+        use_kernels(monkeypatch, False)
         plain = error()
     compiled_error = ((compiled - expected).norm() / expected.norm()).item()
     assert with_kernels < 1.3 * plain
@@ -201,17 +236,19 @@ def test_training_gradients(name):
     twin, images = copy.deepcopy(model).double(), torch.randn(2, 3, *model.config.img_size)
     twin(images.double()).square().sum().backward()
     model.cuda()
-    model(images.cuda()).square().sum().backward()
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        model(images.cuda()).square().sum().backward()
     for (key, value), other in zip(model.named_parameters(), twin.parameters(), strict=True):
         if other.grad is not None and other.grad.norm() > 1e-6:
             assert (value.grad.double().cpu() - other.grad).norm() < 1e-4 * other.grad.norm(), key
 
 
 @needs_cuda
+@pytest.mark.parametrize("batch", [3, 40])
 @pytest.mark.parametrize("affine", [False, True])
-def test_norms_of_whole_maps(affine):
+def test_norms_of_whole_maps(affine, batch):
     norm = randomise(MapGroupNorm(12, affine=affine)).cuda()
-    x = (torch.randn(3, 5, 4, 12, device="cuda") + 2).requires_grad_()
+    x = (torch.randn(batch, 5, 4, 12, device="cuda") + 2).requires_grad_()
     twin, y = copy.deepcopy(norm).double().cpu(), x.detach().double().cpu().requires_grad_()
     close(norm(x), twin(y), 1e-5)
     norm(x).pow(3).sum().backward()

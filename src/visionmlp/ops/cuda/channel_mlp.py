@@ -29,7 +29,12 @@ BLOCKS = {64: Blocks(64, 64, 4, 3), 96: Blocks(64, 32, 4, 3), 128: Blocks(64, 64
 def fits(x: Tensor, hidden: int) -> bool:
     """Whether `channel_mlp` takes rows like these."""
     width = x.shape[-1]
-    return x.dtype in DTYPES and width in WIDTHS and hidden % BLOCKS[width].hidden == 0 and x.numel() >= FEWEST_ROWS * width
+    return (
+        x.dtype in DTYPES
+        and width in WIDTHS
+        and hidden % BLOCKS[width].hidden == 0
+        and x.numel() >= FEWEST_ROWS * width
+    )
 
 
 @torch.library.custom_op("visionmlp::channel_mlp", mutates_args=(), device_types="cuda")
@@ -52,9 +57,9 @@ def channel_mlp(
         residual: (N, C), contiguous; None is ``x``.
         scale: (C,) of the LayerNorm, or None.
         shift: (C,) of the LayerNorm, with ``scale``.
-        weight1: (hidden, C), contiguous.
+        weight1: (hidden, C).
         bias1: (hidden,).
-        weight2: (C, hidden), contiguous.
+        weight2: (C, hidden).
         bias2: (C,).
         eps: of the LayerNorm over each row's channels; None is no norm.
         tanh: GELU's approximation by tanh instead of the error function, which is met to a relative 3e-5.
@@ -67,12 +72,12 @@ def channel_mlp(
 
 
 @channel_mlp.register_fake
-def _(x, residual, scale, shift, weight1, bias1, weight2, bias2, eps, tanh):  # noqa: ANN001, ANN202, ARG001
+def _(x, residual, scale, shift, weight1, bias1, weight2, bias2, eps, tanh):  # noqa: ARG001
     return torch.empty_like(x)
 
 
 @register_flop_formula(torch.ops.visionmlp.channel_mlp)
-def _flops(x, residual, scale, shift, weight1, *rest, **options) -> int:  # noqa: ANN001, ANN002, ANN003, ARG001
+def _flops(x, residual, scale, shift, weight1, *rest, **options) -> int:  # noqa: ARG001
     return 4 * x[0] * x[1] * weight1[0]
 
 
@@ -103,6 +108,8 @@ def launch_channel_mlp(
         bias1,
         weight2,
         bias2,
+        *weight1.stride(),
+        *weight2.stride()[::-1],
         rows,
         0.0 if eps is None else eps,
         CHANNELS=width,

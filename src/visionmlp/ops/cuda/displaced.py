@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-_BLOCK, _MOST_CHANNELS = 4096, 64
+_BLOCK, _MOST_CHANNELS = 2048, 64
 """Elements of a program, and of them channels; a run with more is cut into pieces."""
 
 
@@ -37,7 +37,7 @@ def _displaced(x: Tensor, runs: list[int], back: bool) -> Tensor:
 
 
 @_displaced.register_fake
-def _(x, runs, back):  # noqa: ANN001, ANN202, ARG001
+def _(x, runs, back):  # noqa: ARG001
     return x.new_empty(*x.shape[:3], sum(runs[2::5]))
 
 
@@ -59,33 +59,44 @@ def launch_displaced(x: Tensor, runs: Sequence[int], back: bool) -> Tensor:
     from visionmlp.ops.cuda import kernels
 
     batch, height, width, channels = x.shape
-    most = min(max(runs[2::5]), _MOST_CHANNELS)
-    pieces = _pieces(tuple(runs), back, most, x.device)
+    pieces = _pieces(tuple(runs), back, x.device)
     out = x.new_empty(batch, height, width, sum(runs[2::5]))
-    positions, block_channels = batch * height * width, max(16, 1 << (most - 1).bit_length())
-    if out.numel():
-        block_positions = _BLOCK // block_channels
-        kernels.displaced[len(pieces), -(-positions // block_positions)](
-            x,
-            out,
-            pieces,
-            positions,
-            height,
-            width,
-            channels,
-            out.shape[3],
-            BLOCK_POSITIONS=block_positions,
-            BLOCK_CHANNELS=block_channels,
-            num_warps=4,
-        )
+    if out.numel() == 0:
+        return out
+    block_channels = _power_of_two(max(map(_piece_size, runs[2::5])))
+    block_columns = min(_power_of_two(width), _BLOCK // block_channels)
+    kernels.displaced[len(pieces) * batch * height * -(-width // block_columns),](
+        x,
+        out,
+        pieces,
+        len(pieces),
+        height,
+        width,
+        channels,
+        out.shape[3],
+        BLOCK_COLUMNS=block_columns,
+        BLOCK_CHANNELS=block_channels,
+        num_warps=4,
+    )
     return out
 
 
+def _power_of_two(least: int) -> int:
+    return 1 << (least - 1).bit_length()
+
+
+def _piece_size(count: int) -> int:
+    """Channels of a piece of a run: equal parts of at most `_MOST_CHANNELS`."""
+    parts = -(-count // _MOST_CHANNELS)
+    return -(-count // parts)
+
+
 @functools.cache
-def _pieces(runs: tuple[int, ...], back: bool, most: int, device: torch.device) -> Tensor:
-    """Runs in pieces of at most ``most`` channels: (pieces, 7), see the kernel."""
+def _pieces(runs: tuple[int, ...], back: bool, device: torch.device) -> Tensor:
+    """Runs in pieces: (pieces, 7), see the kernel."""
     rows, written = [], 0
     for first, cycle, count, down, right in (Run(*runs[i : i + 5]) for i in range(0, len(runs), 5)):
+        most = _piece_size(count)
         for done in range(0, count, most):
             there, here = (first + cycle * done, cycle), (written + done, 1)
             size = min(most, count - done)

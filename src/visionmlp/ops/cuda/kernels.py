@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+
 @triton.jit
 def gelu(x):
     """``x Phi(x)`` as ``max(x, 0) - |x| Phi(-|x|)``, so that large values are exact.
@@ -45,6 +46,10 @@ def channel_mlp(
     BIAS1,
     WEIGHT2,
     BIAS2,
+    unit_stride1,
+    channel_stride1,
+    unit_stride2,
+    channel_stride2,
     rows,
     eps,
     CHANNELS: tl.constexpr,
@@ -58,7 +63,7 @@ def channel_mlp(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_HIDDEN: tl.constexpr,
 ):
-    """``residual + fc2(gelu(fc1(norm(x))))`` of BLOCK_ROWS rows, all row-major.
+    """``residual + fc2(gelu(fc1(norm(x))))`` of BLOCK_ROWS rows; weights of any order.
 
     Widths that are no power of two are two that are, FIRST + SECOND: 96 = 64 + 32. SECOND may be 0.
     """
@@ -95,17 +100,21 @@ def channel_mlp(
         out2 = tl.zeros((BLOCK_ROWS, SECOND), tl.float32)
     for start in range(0, HIDDEN, BLOCK_HIDDEN):
         unit = start + tl.arange(0, BLOCK_HIDDEN)
-        hidden = tl.dot(in1, tl.load(WEIGHT1 + unit[None, :] * CHANNELS + first[:, None]))
+        hidden = tl.dot(in1, tl.load(WEIGHT1 + unit[None, :] * unit_stride1 + first[:, None] * channel_stride1))
         if SECOND > 0:
-            hidden = tl.dot(in2, tl.load(WEIGHT1 + unit[None, :] * CHANNELS + second[:, None]), hidden)
+            hidden = tl.dot(
+                in2, tl.load(WEIGHT1 + unit[None, :] * unit_stride1 + second[:, None] * channel_stride1), hidden
+            )
         hidden += tl.load(BIAS1 + unit).to(tl.float32)[None, :]
         if TANH:
             active = gelu_tanh(hidden).to(x1.dtype)
         else:
             active = gelu(hidden).to(x1.dtype)
-        out1 = tl.dot(active, tl.load(WEIGHT2 + first[None, :] * HIDDEN + unit[:, None]), out1)
+        out1 = tl.dot(active, tl.load(WEIGHT2 + first[None, :] * channel_stride2 + unit[:, None] * unit_stride2), out1)
         if SECOND > 0:
-            out2 = tl.dot(active, tl.load(WEIGHT2 + second[None, :] * HIDDEN + unit[:, None]), out2)
+            out2 = tl.dot(
+                active, tl.load(WEIGHT2 + second[None, :] * channel_stride2 + unit[:, None] * unit_stride2), out2
+            )
     residual1 = x1
     if not OWN_RESIDUAL:
         residual1 = tl.load(RESIDUAL + at_first, mask=inside, other=0.0)
@@ -124,35 +133,34 @@ def displaced(
     X,
     OUT,
     PIECES,
-    positions,
+    pieces,
     height,
     width,
     in_channels,
     out_channels,
-    BLOCK_POSITIONS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
 ):
-    """One piece of the channels, read some positions away; zero outside the map. Maps (B, H, W, C)."""
-    piece = PIECES + tl.program_id(0) * 7
+    """One piece of the channels of a line, read some positions away; zero outside the map. Maps (B, H, W, C).
+
+    Elements stand in one dimension: of two, Triton would give neighbouring threads neighbouring positions.
+    """
+    program = tl.program_id(0)
+    piece = PIECES + program % pieces * 7
     read, read_cycle, write, write_cycle = tl.load(piece), tl.load(piece + 1), tl.load(piece + 2), tl.load(piece + 3)
     count, down, right = tl.load(piece + 4), tl.load(piece + 5), tl.load(piece + 6)
-    # large maps have more elements than 32 bits can count, one block has not
-    start = tl.program_id(1).to(tl.int64) * BLOCK_POSITIONS
-    place = tl.arange(0, BLOCK_POSITIONS)
-    position = start + place
-    row, column = (position // width % height).to(tl.int32) + down, (position % width).to(tl.int32) + right
-    exists = position < positions
-    inside = exists & (row >= 0) & (row < height) & (column >= 0) & (column < width)
-    index = tl.arange(0, BLOCK_CHANNELS)
-    chosen = (index < count)[None, :]
-    source = X + (start + down * width + right) * in_channels + read
-    value = tl.load(
-        source + (place[:, None] * in_channels + (index * read_cycle)[None, :]), mask=inside[:, None] & chosen, other=0.0
-    )
-    target = OUT + start * out_channels + write
-    tl.store(
-        target + (place[:, None] * out_channels + (index * write_cycle)[None, :]), value, mask=exists[:, None] & chosen
-    )
+    blocks = tl.cdiv(width, BLOCK_COLUMNS)
+    block, line = program // pieces % blocks, (program // pieces // blocks).to(tl.int64)
+    element = tl.arange(0, BLOCK_COLUMNS * BLOCK_CHANNELS)
+    index, column = element % BLOCK_CHANNELS, block * BLOCK_COLUMNS + element // BLOCK_CHANNELS
+    from_row, from_column = line % height + down, column + right
+    exists = (column < width) & (index < count)
+    there = tl.where((from_row >= 0) & (from_row < height), count, 0)
+    inside = exists & (index < there) & (from_column >= 0) & (from_column < width)
+    source = X + (line + down) * width * in_channels + read
+    value = tl.load(source + (from_column * in_channels + index * read_cycle), mask=inside, other=0.0)
+    target = OUT + line * width * out_channels + write
+    tl.store(target + (column * out_channels + index * write_cycle), value, mask=exists)
 
 
 @triton.jit

@@ -39,12 +39,12 @@ def _mixed(x: Tensor, logits: Tensor, axis: int) -> Tensor:
 
 
 @_mixed.register_fake
-def _(x, logits, axis):  # noqa: ANN001, ANN202, ARG001
+def _(x, logits, axis):  # noqa: ARG001
     return torch.empty_like(x)
 
 
 @register_flop_formula(torch.ops.visionmlp.mixed_lines)
-def _flops(x, logits, axis, **options) -> int:  # noqa: ANN001, ANN003, ARG001
+def _flops(x, logits, axis, **options) -> int:  # noqa: ARG001
     return 2 * x[0] * x[1] * x[2] * x[3] * logits[-1]
 
 
