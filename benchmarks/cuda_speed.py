@@ -2,9 +2,9 @@
 
     python benchmarks/cuda_speed.py --csv cuda.csv --dtype float32 tf32 bfloat16 float16 --batch-size 1 16 256
 
-Each model is a process of its own, so that all are compiled side by side; when the last is ready they are measured one
-after another, each with its runtimes, dtypes, batch sizes and matrix products taking turns. Compiling takes most of the
-time; ``--compiled-batch-size`` limits it.
+Each model is a process of its own, so that several are compiled side by side; when the last is ready they are measured
+one after another, each with its runtimes, dtypes, batch sizes and matrix products taking turns. Compiling takes most of
+the time; ``--compiled-batch-size`` limits it, ``--at-once`` the memory.
 """
 
 import argparse
@@ -78,24 +78,27 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, nargs="+", default=[1, 16, 256])
     parser.add_argument("--compiled-batch-size", type=int, nargs="+", help="default: all")
     parser.add_argument("--seconds", type=float, default=1.0, help="time for each contender")
+    parser.add_argument("--at-once", type=int, default=5, help="models that are held at a time, each in up to 20 GB")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--csv", type=Path)
     arguments = parser.parse_args()
     arguments.compiled_batch_size = arguments.compiled_batch_size or arguments.batch_size
 
-    context = multiprocessing.get_context("spawn")
-    ready, alone = context.Barrier(len(arguments.models)), context.Lock()
-    with tempfile.TemporaryDirectory() as folder:
-        paths = {model: Path(folder) / f"{model}.csv" for model in arguments.models}
-        processes = [
-            context.Process(target=measured, args=(model, arguments, ready, alone, path))
-            for model, path in paths.items()
-        ]
-        for process in processes:
-            process.start()
-        for process in processes:
-            process.join()
-        rows = [row for path in paths.values() if path.exists() for row in csv.DictReader(path.open())]
+    context, rows = multiprocessing.get_context("spawn"), []
+    for start in range(0, len(arguments.models), arguments.at_once):
+        models = arguments.models[start : start + arguments.at_once]
+        ready, alone = context.Barrier(len(models)), context.Lock()
+        with tempfile.TemporaryDirectory() as folder:
+            paths = {model: Path(folder) / f"{model}.csv" for model in models}
+            processes = [
+                context.Process(target=measured, args=(model, arguments, ready, alone, path))
+                for model, path in paths.items()
+            ]
+            for process in processes:
+                process.start()
+            for process in processes:
+                process.join()
+            rows += [row for path in paths.values() if path.exists() for row in csv.DictReader(path.open())]
     if not rows:
         raise SystemExit("nothing was measured")
     Console(width=160).print(_table(rows, arguments.runtime))

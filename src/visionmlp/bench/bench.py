@@ -174,12 +174,13 @@ def bench(
                 raise
             except Exception as error:  # of whatever library runs it
                 failures[str(entry)] = reason(error)
+        rated: list[Dtype] = list(dict.fromkeys(_gemm_dtype(entry.dtype) for entry in prepared))
         products = {
             dtype: {
                 key: in_precision(call, dtype, place)
                 for key, call in gemm_calls(torch_dtype(dtype), place, gemm_sides).items()
             }
-            for dtype in dict.fromkeys(_gemm_dtype(entry.dtype) for entry in prepared)
+            for dtype in rated
         }
         copy_bytes = copy_bytes or copy_size(place)
         calls: dict[Any, Any] = {entry: made.call for entry, made in prepared.items()}

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar
 import torch
 
 Dtype = Literal["float32", "tf32", "bfloat16", "float16", "int8"]
-"""tf32 is float32 in memory, multiplied by CUDA's matrix units; plain float32 leaves them out, convolutions included."""
+"""tf32 is float32 in memory, multiplied by CUDA's matrix units; float32 leaves them out, in convolutions as well."""
 
 ResultT = TypeVar("ResultT")
 

@@ -67,8 +67,8 @@ def check_runtimes(runtimes: Sequence[Runtime], dtypes: Sequence[Dtype], device:
     """Refuse what can never run here.
 
     Raises:
-        InvalidConfig: for CUDA graphs, TF32 or float16 without CUDA, a CPU runtime on another device, int8 without OpenVINO, or
-            AOTInductor without a C++ compiler.
+        InvalidConfig: for CUDA graphs, TF32 or float16 without CUDA, a CPU runtime on another device, int8 without
+            OpenVINO, or AOTInductor without a C++ compiler.
         MissingExtra: if a runtime is not installed.
     """
     for name in (*CUDA_RUNTIMES, *CUDA_DTYPES):

@@ -112,7 +112,7 @@ _MODELS = plain_command(
         "bench resmlp_s24 --form deploy --compare timm peers --runtime eager openvino --plot speed.png",
         "bench cyclemlp_b1 asmlp_t --form deploy --input-size 224 448 896 --batch-size 1 --plot sizes.png",
         "bench resmlp_s24 --form deploy --dtype float32 bfloat16 int8 --runtime openvino --csv bench.csv",
-        "bench asmlp_t --form deploy --device cuda --dtype tf32 bfloat16 --runtime compile-cuda-graphs --batch-size 256",
+        "bench asmlp_t --form deploy --device cuda --dtype bfloat16 --runtime compile-cuda-graphs --batch-size 256",
         "bench hiremlp_t --form deploy --batch-size 8 --profile",
         "bench cyclemlp_b1 resmlp_s12 --head levels upernet --form deploy --input-size 512 --batch-size 1",
         "bench runs/digits --runtime eager compile --training --threads 1",

@@ -212,8 +212,8 @@ class BenchOptions:
         ],
         ...,
     ] = option(
-        "plain PyTorch, deploy forms with packed weights, torch.compile, CUDA graphs of either, exported graphs (aotinductor "
-        "compiles each for 10 to 60 seconds)",
+        "plain PyTorch, deploy forms with packed weights, torch.compile, CUDA graphs of plain or compiled calls, "
+        "exported graphs (aotinductor compiles each for 10 to 60 seconds)",
         ("eager",),
     )
     training: bool = option("also measure a training step, forward and backward, eager or compiled", False)

@@ -45,7 +45,7 @@ def test_all_of_them_interpreted():
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-k", "interpreted and not all_of", __file__]
     run = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "TRITON_INTERPRET": "1"})
     assert run.returncode == 0, run.stdout[-3000:]
-    assert re.search(r"(\d+) passed", run.stdout) and "skipped" not in run.stdout, run.stdout[-3000:]
+    assert re.search(r"\d+ passed, \d+ deselected", run.stdout), run.stdout[-3000:]  # and none skipped
 
 
 def places(device):

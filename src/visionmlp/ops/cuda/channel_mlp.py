@@ -1,6 +1,6 @@
 """The channel MLP with its norm and its residual in one kernel: the hidden map never leaves the processor."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -98,7 +98,8 @@ def launch_channel_mlp(
 
     (rows, width), out = x.shape, torch.empty_like(x)
     blocks, first = BLOCKS[width], 1 << (width.bit_length() - 1)
-    kernels.channel_mlp[-(-rows // blocks.rows),](
+    kernel: Any = kernels.channel_mlp
+    kernel[-(-rows // blocks.rows),](
         x,
         x if residual is None else residual,
         out,

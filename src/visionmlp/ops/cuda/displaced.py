@@ -12,17 +12,17 @@ _BLOCK, _MOST_CHANNELS = 2048, 64
 
 
 class Run(NamedTuple):
-    """Channels ``first``, ``first + cycle``, ..., ``count`` of them, read ``down`` and ``right`` of where they go."""
+    """Channels ``first``, ``first + cycle``, ..., so many of them, read ``down`` and ``right`` of where they go."""
 
     first: int
     cycle: int
-    count: int
+    channels: int
     down: int
     right: int
 
 
 def displaced_channels(x: Tensor, runs: Sequence[Run]) -> Tensor:
-    """The runs side by side, (B, H, W, C) to (B, H, W, sum of counts); zeros come in at the edges.
+    """The runs side by side, (B, H, W, C) to (B, H, W, sum of channels); zeros come in at the edges.
 
     It has a gradient if the runs take each channel once.
     """
@@ -65,7 +65,8 @@ def launch_displaced(x: Tensor, runs: Sequence[int], back: bool) -> Tensor:
         return out
     block_channels = _power_of_two(max(map(_piece_size, runs[2::5])))
     block_columns = min(_power_of_two(width), _BLOCK // block_channels)
-    kernels.displaced[len(pieces) * batch * height * -(-width // block_columns),](
+    kernel: Any = kernels.displaced
+    kernel[len(pieces) * batch * height * -(-width // block_columns),](
         x,
         out,
         pieces,

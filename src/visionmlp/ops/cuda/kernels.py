@@ -1,5 +1,8 @@
 """The kernels themselves. Imported at first use, as it imports Triton."""
 
+# branches that constants choose are not compiled, and Triton's own types are not Python's
+# pyright: reportPossiblyUnboundVariable=false, reportCallIssue=false, reportArgumentType=false
+
 import triton
 import triton.language as tl
 

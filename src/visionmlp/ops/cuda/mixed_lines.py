@@ -3,6 +3,8 @@
 Libraries compute such small products one by one, after a softmax that writes and a permutation that copies.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
@@ -57,7 +59,8 @@ def launch_mixed_lines(x: Tensor, logits: Tensor, axis: int) -> Tensor:
     lines, segments, length = x.shape[3 - axis], logits.shape[-3], logits.shape[-1]
     width = channels // segments
     batch_stride, line_stride = logits.stride()[:2] if logits.dim() == 5 else (0, 0)
-    kernels.mix_lines[batch * lines * segments,](
+    kernel: Any = kernels.mix_lines
+    kernel[batch * lines * segments,](
         x,
         logits,
         out,
