@@ -60,13 +60,17 @@ def map_group_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: f
         normed = F.group_norm(x.flatten(1, 2), 1, eps=eps)
         scaled = normed if weight is None else normed * weight
         return (scaled if bias is None else scaled + bias).view(x.shape)
-    if x.device.type == "cuda" and not torch.compiler.is_compiling() and x.numel():
+    if not torch.jit.is_scripting() and _is_eager_cuda(x):
         return _on_cuda(x, weight, bias, eps)
     maps = x.permute(0, 3, 1, 2)
     if torch.is_grad_enabled() and weight is not None and bias is not None and not x.requires_grad:
         # behind frozen levels: PyTorch 2.6's backward pass crashes the process where the map needs no gradient
         return F.group_norm(maps, 1, eps=eps).permute(0, 2, 3, 1) * weight + bias
     return F.group_norm(maps, 1, weight, bias, eps).permute(0, 2, 3, 1)
+
+
+def _is_eager_cuda(x: Tensor) -> bool:
+    return x.device.type == "cuda" and not torch.compiler.is_compiling() and x.numel() > 0
 
 
 _ENOUGH_SAMPLES = 32
