@@ -245,7 +245,8 @@ class _Plan:
 
     def _program(self, model: Network) -> torch.export.ExportedProgram:
         images = example_images(model, self.batch, self.sides, self.size)
-        return export_program(model, images, batch=self.batch, sides=self.sides)
+        as_images = self.format == "onnx" and self.dtype != "int8"  # int8 is calibrated for products
+        return export_program(model, images, batch=self.batch, sides=self.sides, as_images=as_images)
 
     def _metadata(self, model: Network) -> ExportMetadata:
         return metadata_of(

@@ -20,6 +20,7 @@ from torch.export import Dim, ExportedProgram
 from visionmlp.deploy.networks import Network, backbone_of, has_windows
 from visionmlp.errors import InvalidConfig, VisionMLPError, require
 from visionmlp.models.backbone import Backbone
+from visionmlp.ops.eager import graph_of_images
 
 if TYPE_CHECKING:
     import openvino
@@ -94,7 +95,9 @@ def example_images(network: Network, batch: Batch, sides: Sides | None, size: tu
     return torch.randn(2 if batch == "dynamic" else batch, backbone_of(network).in_chans, height, width)
 
 
-def export_program(model: nn.Module, images: Tensor, *, batch: Batch, sides: Sides | None = None) -> ExportedProgram:
+def export_program(
+    model: nn.Module, images: Tensor, *, batch: Batch, sides: Sides | None = None, as_images: bool = False
+) -> ExportedProgram:
     """PyTorch's graph of a model.
 
     Args:
@@ -102,6 +105,7 @@ def export_program(model: nn.Module, images: Tensor, *, batch: Batch, sides: Sid
         images: float32, of a size and number that the graph will take.
         batch: "dynamic", or the one batch size.
         sides: for a graph of dynamic size.
+        as_images: see `visionmlp.ops.eager.graph_of_images`.
 
     Raises:
         ExportError: if PyTorch cannot.
@@ -115,7 +119,7 @@ def export_program(model: nn.Module, images: Tensor, *, batch: Batch, sides: Sid
     dtype = next(model.parameters()).dtype
     module = model if dtype == torch.float32 else _Float32Interface(model, dtype).eval()
     try:
-        with quiet(), torch.no_grad():
+        with quiet(), torch.no_grad(), graph_of_images() if as_images else contextlib.nullcontext():
             return torch.export.export(module, (images,), dynamic_shapes=(shapes,) if shapes else None, strict=False)
     except (RuntimeError, AssertionError) as error:
         raise ExportError(f"PyTorch cannot export this model: {first_line(error)}") from error

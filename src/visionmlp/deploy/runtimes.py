@@ -98,7 +98,12 @@ def session_of(model: nn.Module, images: Tensor, *, runtime: GraphRuntime, threa
     half = runtime == "openvino" and dtype == torch.bfloat16
     streams = streams_for(len(images), threads) if runtime == "openvino" else 1
     batch = len(images) // streams
-    program = export_program(copy.deepcopy(model).float() if half else model, images[:batch].float(), batch=batch)
+    program = export_program(
+        copy.deepcopy(model).float() if half else model,
+        images[:batch].float(),
+        batch=batch,
+        as_images=runtime == "onnxruntime",
+    )
     return _call_of(program, runtime, dtype="bf16" if half else "float32", threads=threads, streams=streams)
 
 
@@ -120,7 +125,8 @@ def session_of_model(
     check_threads(threads)
     deployed = copy.deepcopy(cast("Backbone", reparameterize(model))).float()
     size = deployed.config.img_size
-    program = export_program(deployed, example_images(deployed, "dynamic", None, size), batch="dynamic")
+    images = example_images(deployed, "dynamic", None, size)
+    program = export_program(deployed, images, batch="dynamic", as_images=runtime == "onnxruntime")
     call = _call_of(program, runtime, dtype="float32", threads=threads)
     metadata = metadata_of(model, info, dtype="float32", batch="dynamic", sides=None, size=size, form="deploy")
     return Session(metadata, call)

@@ -4,12 +4,13 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from visionmlp.layers.fusible import linear
 from visionmlp.layers.linear import Linear, add_linear, linear_gelu
 from visionmlp.layers.norms import LayerStatistics, MapGroupNorm
 from visionmlp.ops.cuda import channel_mlp as cuda_mlp
-from visionmlp.ops.eager import in_cuda_inference, in_eager_inference
+from visionmlp.ops.eager import in_cuda_inference, in_eager_inference, in_graph_of_images
 from visionmlp.ops.fold import affine_of_linear, linear_of_affine
 from visionmlp.ops.gelu import gelu_
 from visionmlp.ops.layout import Layout, from_positions_first, to_positions_first
@@ -146,7 +147,13 @@ class DeployedMapMLP(DeployedMLP):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to (B, H, W, C)."""
+        if in_graph_of_images() and x.dtype == torch.float32:
+            return self._mix_image(x)
         return self.mix(x)
+
+    def _mix_image(self, x: Tensor) -> Tensor:
+        hidden = self.act(_pointwise(self.norm(x).permute(0, 3, 1, 2), self.fc1))
+        return (x.permute(0, 3, 1, 2) + _pointwise(hidden, self.fc2)).permute(0, 2, 3, 1)
 
     @staticmethod
     def fold(mlp: ChannelMLP, *, norm: nn.Module, scale: Tensor, shift: Tensor) -> "DeployedMapMLP":
@@ -154,3 +161,7 @@ class DeployedMapMLP(DeployedMLP):
         like = mlp.fc1.weight
         fc1 = linear(*linear_of_affine(mlp.fc1.weight, mlp.fc1.bias, scale, shift), like)
         return DeployedMapMLP(norm, fc1, mlp.act, linear(mlp.fc2.weight, mlp.fc2.bias, like))
+
+
+def _pointwise(image: Tensor, layer: nn.Linear) -> Tensor:
+    return F.conv2d(image, layer.weight[:, :, None, None], layer.bias)

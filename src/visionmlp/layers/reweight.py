@@ -6,6 +6,7 @@ import operator
 from torch import Tensor, nn
 
 from visionmlp.layers.linear import Linear
+from visionmlp.ops.eager import in_inference_graph
 
 
 class Reweight(nn.Module):
@@ -24,7 +25,11 @@ class Reweight(nn.Module):
 
     def forward(self, *branches: Tensor) -> Tensor:
         """Maps (B, H, W, C), one for each branch, to their weighted sum (B, H, W, C)."""
-        weights = self.weights(total(*(branch.mean((1, 2)) for branch in branches)))
+        if in_inference_graph():  # compilers and runtimes sum in one pass, and take long over a mean of positions
+            pooled = total(*branches).mean((1, 2))
+        else:
+            pooled = total(*(branch.mean((1, 2)) for branch in branches))
+        weights = self.weights(pooled)
         # the sum reads each branch once; weights whose channels are not neighbours in memory would double its time
         weights = weights.movedim(2, 0)[:, :, None, None].contiguous()
         mixed = branches[0] * weights[0]

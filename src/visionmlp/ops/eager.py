@@ -1,6 +1,8 @@
 """Whether shortcuts may be taken: those that reuse memory, depend on sizes, or call operators that compilers lack."""
 
+import contextlib
 import importlib.util
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -35,6 +37,28 @@ def is_eager(x: Tensor) -> bool:
 def in_inference_graph() -> bool:
     """Whether a graph for inference is being made: compiled or exported."""
     return torch.compiler.is_compiling() and not torch.is_grad_enabled()
+
+
+_as_images = False
+
+
+@contextlib.contextmanager
+def graph_of_images() -> Iterator[None]:
+    """Graphs made meanwhile compute channels as 1x1 convolutions of images, not as products of matrices.
+
+    ONNX Runtime's convolutions are faster than its products, where there are more positions than channels.
+    """
+    global _as_images  # compilers do not follow context variables
+    before, _as_images = _as_images, True
+    try:
+        yield
+    finally:
+        _as_images = before
+
+
+def in_graph_of_images() -> bool:
+    """Whether `graph_of_images` is on and a graph for inference is being made."""
+    return _as_images and in_inference_graph()
 
 
 def in_eager_inference(x: Tensor) -> bool:
