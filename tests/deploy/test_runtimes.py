@@ -25,6 +25,7 @@ from visionmlp.errors import CheckpointError, InvalidConfig, InvalidImageSize, M
 from visionmlp.layers.fusible import reparameterize
 from visionmlp.layers.moe import assign_places
 from visionmlp.models.checkpoint import load_model
+from visionmlp.ops import eager
 
 # one worker makes the files
 pytestmark = pytest.mark.xdist_group("runtimes")
@@ -248,6 +249,27 @@ def test_openvino_graphs_keep_the_sizes_that_are_known():
     assert list(fixed.input(0).get_shape()) == [5, 3, 32, 32]
     dynamic = openvino_model(export_program(model, images, batch="dynamic"))
     assert [side.is_dynamic for side in dynamic.input(0).get_partial_shape()] == [True, False, False, False]
+
+
+@pytest.mark.parametrize("name", ["hiremlp_test", "asmlp_test", "cyclemlp_test"])
+def test_onnx_graphs_mix_channels_by_convolutions(name: str, tmp_path: Path) -> None:
+    model, info = load_model(name)
+    export_model(model, info, tmp_path / "m.onnx")
+    graph = onnx.load(tmp_path / "m.onnx").graph
+    (size,) = {parameter.shape[0] for parameter in reparameterize(model).stages[0].blocks[0].channel.fc1.parameters()}
+    weights = {value.name: value.dims for value in graph.initializer}
+    convolved = [node for node in graph.node if node.op_type == "Conv" and weights.get(node.input[1], [0])[0] == size]
+    assert len(convolved) >= len(model.stages[0].blocks)
+    images = torch.randn(3, 3, *model.config.img_size)
+    deployed = reparameterize(model)
+    with torch.inference_mode():
+        expected = deployed(images)
+    for as_images in (False, True):
+        program = export_program(deployed, images, batch=3, as_images=as_images)
+        products = [node for node in program.graph.nodes if node.target is torch.ops.aten.conv2d.default]
+        assert (len(products) > 2 * len(model.stages)) == as_images
+        assert relative_error(expected, program.module()(images)) < 1e-5
+    assert not eager._as_images
 
 
 @pytest.mark.parametrize(
