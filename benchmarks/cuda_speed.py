@@ -41,12 +41,16 @@ def measured(model: str, arguments: argparse.Namespace, ready: Any, alone: Any, 
             if "compile" not in entry.runtime or batch_size in arguments.compiled_batch_size:
                 yield entry
 
+    measuring = False
+
     def in_turn(calls, **options):
+        nonlocal measuring
         try:
             ready.wait(PATIENCE)
         except threading.BrokenBarrierError:
             print(f"{model}: some processes are not ready and may disturb", flush=True)
         alone.acquire()
+        measuring = True
         return interleave(calls, **options)
 
     module._entries, module.interleave = chosen, in_turn
@@ -60,14 +64,15 @@ def measured(model: str, arguments: argparse.Namespace, ready: Any, alone: Any, 
             runtimes=arguments.runtime,
             seconds=arguments.seconds,
         )
-    except BaseException:
-        ready.abort()
-        raise
-    for name, reason in result.failures.items():
-        print(f"{name}: {reason}", flush=True)
-    write_csv(result, path)
-    print(f"measured {model}", flush=True)
-    alone.release()
+        for name, reason in result.failures.items():
+            print(f"{name}: {reason}", flush=True)
+        write_csv(result, path)
+        print(f"measured {model}", flush=True)
+    finally:
+        if measuring:
+            alone.release()
+        else:
+            ready.abort()
 
 
 def main() -> None:

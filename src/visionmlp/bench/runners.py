@@ -111,7 +111,9 @@ class Runners:
         """The call of an entry. What can go wrong is up to the library that runs it."""
         with computing_in(entry.dtype, self.device):
             prepared = self._prepared(entry)
-        return dataclasses.replace(prepared, call=in_precision(prepared.call, entry.dtype, self.device))
+        calls = {name: getattr(prepared, name) for name in ("call", "peak_memory")}
+        calls = {name: call and in_precision(call, entry.dtype, self.device) for name, call in calls.items()}
+        return Prepared(**calls)
 
     def _prepared(self, entry: Entry) -> Prepared:
         images = self.images(entry)

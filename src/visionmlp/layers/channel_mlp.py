@@ -58,7 +58,7 @@ class DeployedMLP(nn.Module):
     def mix(self, x: Tensor) -> Tensor:
         """(..., C) to (..., C), a contiguous map of channels-last memory order."""
         of_whole_maps = isinstance(self.norm, MapGroupNorm)
-        if in_cuda_inference(x) and cuda_mlp.fits(x, self.fc1.out_features) and self._is_plain():
+        if in_cuda_inference(x) and cuda_mlp.fits(x, self.fc1.out_features) and self._is_plain(x):
             return self._mix_on_cuda(x.contiguous())
         if not in_eager_inference(x):
             # as matrices, see DeployedResidual
@@ -77,12 +77,20 @@ class DeployedMLP(nn.Module):
             target.copy_(self._mix_rows(part, residual, of_whole_maps))
         return mixed.view(x.shape)
 
-    def _is_plain(self) -> bool:
-        """Whether the parts are what a kernel of ours computes; fc1 and fc2 may be a quantiser's."""
+    def _is_plain(self, like: Tensor) -> bool:
+        """Whether a kernel computes what these modules would: none is another's, watched, or kept elsewhere."""
+        modules = (self.norm, self.fc1, self.act, self.fc2)
+        parameters = [value for module in modules for value in module.parameters()]
         return (
-            all(type(layer) is Linear and layer.bias is not None for layer in (self.fc1, self.fc2))
-            and type(self.fc1.weight) is type(self.fc2.weight) is nn.Parameter
+            type(self.fc1) is type(self.fc2) is Linear
             and type(self.norm) in (nn.Identity, nn.LayerNorm, LayerStatistics, MapGroupNorm)
+            and type(self.act) is InplaceGELU
+            and self.fc1.bias is not None
+            and self.fc2.bias is not None
+            and (getattr(self.norm, "weight", None) is None) == (getattr(self.norm, "bias", None) is None)
+            and all(type(value) is nn.Parameter for value in parameters)
+            and all(value.device == like.device and value.dtype == like.dtype for value in parameters)
+            and not any(_is_watched(module) for module in modules)
         )
 
     def _mix_on_cuda(self, x: Tensor) -> Tensor:
@@ -106,6 +114,11 @@ class DeployedMLP(nn.Module):
         rows = rows if normed else self.norm(rows)
         hidden = linear_gelu(rows, self.fc1, _approximate(self.act))
         return add_linear(residual, hidden, self.fc2)
+
+
+def _is_watched(module: nn.Module) -> bool:
+    """Whether somebody would see its call, or replaced it."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__)
 
 
 def _approximate(act: nn.GELU) -> Literal["none", "tanh"]:
@@ -147,7 +160,7 @@ class DeployedMapMLP(DeployedMLP):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to (B, H, W, C)."""
-        if in_graph_of_images() and x.dtype == torch.float32:
+        if in_graph_of_images() and x.dtype == torch.float32 and type(self.fc1) is type(self.fc2) is Linear:
             return self._mix_image(x)
         return self.mix(x)
 

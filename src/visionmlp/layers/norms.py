@@ -60,8 +60,9 @@ def map_group_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: f
         normed = F.group_norm(x.flatten(1, 2), 1, eps=eps)
         scaled = normed if weight is None else normed * weight
         return (scaled if bias is None else scaled + bias).view(x.shape)
-    if not torch.jit.is_scripting() and _is_eager_cuda(x):
-        return _on_cuda(x, weight, bias, eps)
+    if not torch.jit.is_scripting():  # noqa: SIM102, as TorchScript skips what stands under that question alone
+        if _is_eager_cuda(x):
+            return _on_cuda(x, weight, bias, eps)
     maps = x.permute(0, 3, 1, 2)
     if torch.is_grad_enabled() and weight is not None and bias is not None and not x.requires_grad:
         # behind frozen levels: PyTorch 2.6's backward pass crashes the process where the map needs no gradient
@@ -70,7 +71,9 @@ def map_group_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: f
 
 
 def _is_eager_cuda(x: Tensor) -> bool:
-    return x.device.type == "cuda" and not torch.compiler.is_compiling() and x.numel() > 0
+    """In inference: training would keep the intermediate maps. Autocast has a dtype of its own for norms."""
+    watched = torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.is_autocast_enabled("cuda")
+    return x.device.type == "cuda" and not watched and x.numel() > 0
 
 
 _ENOUGH_SAMPLES = 32
@@ -82,8 +85,9 @@ def _on_cuda(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) 
     samples = x.flatten(1)
     if len(samples) >= _ENOUGH_SAMPLES:
         normed = F.layer_norm(samples, samples.shape[1:], eps=eps).view(x.shape)
-        return normed if weight is None or bias is None else torch.addcmul(bias, normed, weight)
-    wide = samples.to(torch.promote_types(x.dtype, torch.float32))
-    variance, mean = torch.var_mean(wide, 1, correction=0, keepdim=True)
-    normed = ((wide - mean) * (variance + eps).rsqrt()).view(x.shape)
-    return (normed if weight is None or bias is None else torch.addcmul(bias, normed, weight)).to(x.dtype)
+    else:
+        wide = samples.to(torch.promote_types(x.dtype, torch.float32))
+        variance, mean = torch.var_mean(wide, 1, correction=0, keepdim=True)
+        normed = ((wide - mean) * (variance + eps).rsqrt()).view(x.shape)
+    scaled = normed if weight is None else normed * weight
+    return (scaled if bias is None else scaled + bias).to(x.dtype)

@@ -202,7 +202,7 @@ class DynaMixerOp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to (B, H, W, C)."""
-        if in_cuda_inference(x) and fits(x, self.matrices.length, self.segments):
+        if in_cuda_inference(x) and fits(x, self.matrices.length, self.segments, self.axis):
             return self.out(mixed_lines(x, self.matrices.scores(x), self.axis))
         mixed = torch.matmul(self.matrices(x), to_lines(x, self.axis, self.segments))
         return self.out(from_lines(mixed, self.axis))

@@ -2,11 +2,13 @@
 
 import contextlib
 import importlib.util
+import os
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch._C._functorch import is_legacy_batchedtensor, peek_interpreter_stack
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import _get_current_dispatch_mode
@@ -71,11 +73,19 @@ def takes_cuda_kernels(x: Tensor) -> bool:
 
     Exporters, tracers and whoever watches operators get plain ones.
     """
-    if is_symbolic(x) or x.device.type != "cuda" or not _has_triton(x.device.index):
+    if is_symbolic(x) or x.device.type != "cuda" or type(x) not in (Tensor, nn.Parameter):
         return False
     if torch.compiler.is_compiling():
-        return not _is_exporting()
-    return not torch.jit.is_tracing() and _get_current_dispatch_mode() is None and peek_interpreter_stack() is None
+        plain = torch.compiler.is_dynamo_compiling() and _compiles_for_inference_or_training()
+    else:
+        plain = (
+            not torch.jit.is_tracing()
+            and _get_current_dispatch_mode() is None
+            and peek_interpreter_stack() is None
+            and not is_legacy_batchedtensor(x)
+            and forward_ad._current_level < 0
+        )
+    return plain and _have_kernels(x.device.index)
 
 
 def in_cuda_inference(x: Tensor) -> bool:
@@ -84,16 +94,44 @@ def in_cuda_inference(x: Tensor) -> bool:
 
 
 @torch.compiler.assume_constant_result
-def _has_triton(index: int) -> bool:
-    if importlib.util.find_spec("triton") is None or torch.version.cuda is None:
+def _have_kernels(index: int) -> bool:
+    if index not in _kernels_run:
+        if torch.cuda.is_current_stream_capturing():  # nothing can be tried now
+            return False
+        _kernels_run[index] = _try_kernels(index)
+    return _kernels_run[index]
+
+
+_kernels_run: dict[int, bool] = {}
+"""Whether Triton's kernels run on a GPU, by its index."""
+
+
+def _try_kernels(index: int) -> bool:
+    """Run the smallest: Triton needs a C compiler and a folder to write to, which not every machine has."""
+    if os.environ.get("VISIONMLP_CUDA_KERNELS") == "0" or torch.version.cuda is None:
         return False
-    return torch.cuda.get_device_capability(index) >= _FIRST_WITH_BFLOAT16
+    if importlib.util.find_spec("triton") is None or torch.cuda.get_device_capability(index) < _FIRST_WITH_BFLOAT16:
+        return False
+    from visionmlp.ops.cuda.displaced import Run, displaced_channels
+
+    try:
+        with torch.no_grad():
+            one = torch.ones(1, 1, 1, 1, device=f"cuda:{index}")
+            return displaced_channels(one, (Run(0, 1, 1, 0, 0),)).item() == 1
+    except Exception as error:  # of Triton, its compiler or the driver
+        warnings.warn(
+            "plain operators are used, as Triton's kernels do not run here; VISIONMLP_CUDA_KERNELS=0 says so in "
+            f"advance: {next(iter(str(error).splitlines()), type(error).__name__)}",
+            stacklevel=2,
+        )
+        return False
 
 
 @torch.compiler.assume_constant_result
-def _is_exporting() -> bool:
-    exporting = getattr(torch.compiler, "is_exporting", None)  # since PyTorch 2.7
-    return exporting is not None and exporting()
+def _compiles_for_inference_or_training() -> bool:
+    """Not for an export. PyTorch 2.6 cannot tell, and cannot take tables of ours into its graphs."""
+    is_exporting = getattr(torch.compiler, "is_exporting", None)
+    return is_exporting is not None and not is_exporting()
 
 
 _FIRST_WITH_BFLOAT16 = (8, 0)

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 
 import visionmlp
 from tests.randomise import randomise
-from visionmlp.layers import channel_mlp
+from visionmlp.layers import channel_mlp, norms
 from visionmlp.layers.norms import MapGroupNorm
 from visionmlp.models import asmlp, cyclemlp, dynamixer
 from visionmlp.ops import eager
@@ -66,7 +67,7 @@ def wide(*tensors):
 @pytest.mark.parametrize("order", ["rows", "columns"])
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize(("norm", "tanh"), [("none", True), ("statistics", False), ("affine", False), ("affine", True)])
-@pytest.mark.parametrize(("width", "hidden"), [(64, 128), (96, 288), (128, 256), (192, 576)])
+@pytest.mark.parametrize(("width", "hidden"), [(64, 128), (96, 288), (192, 576)])
 def test_channel_mlp(device, width, hidden, norm, tanh, residual, order):
     dtype, tolerance = places(device)
     torch.manual_seed(0)
@@ -111,29 +112,33 @@ def test_gelu_of_every_size(device):
     close(out, F.gelu(x.double(), approximate="tanh"), 1e-6)
 
 
+def moved(x, runs, *, back=False):
+    runs = tuple(number for run in runs for number in run)
+    most = max(map(displaced._piece_size, runs[2::5]))
+    return displaced.launch_displaced(x, displaced._pieces(runs, back, x.device), sum(runs[2::5]), most)
+
+
 @pytest.mark.parametrize("channels", [70, 600])
 @pytest.mark.parametrize(("size", "dilation"), [(5, 1), (3, 2), (9, 4), (1, 1)])
 @pytest.mark.parametrize("axis", [1, 2])
 def test_axial_shift_and_back(device, axis, size, dilation, channels):
     x = torch.randn(2, 5, 7, channels, device=device)
-    runs = [number for run in asmlp._runs(channels, axis, size, dilation) for number in run]
-    there = displaced.launch_displaced(x, runs, False)
-    assert torch.equal(there, asmlp.displaced_groups(x, axis, size, dilation))
-    assert torch.equal(displaced.launch_displaced(x, runs, True), asmlp.displaced_groups(x, axis, size, -dilation))
+    runs = asmlp._runs(channels, axis, size, dilation)
+    assert torch.equal(moved(x, runs), asmlp.displaced_groups(x, axis, size, dilation))
+    assert torch.equal(moved(x, runs, back=True), asmlp.displaced_groups(x, axis, size, -dilation))
 
 
 def test_cycles_share_and_permute_channels(device):
     x = torch.randn(2, 6, 5, 64, device=device)
     runs = [(0, 1, 64, 0, 0), (0, 3, 22, 1, 0), (2, 3, 21, 0, -2), (1, 3, 21, 9, 0)]
     expected = [displaced_map(x[..., first::cycle], (down, right)) for first, cycle, _, down, right in runs]
-    moved = displaced.launch_displaced(x, [number for run in runs for number in run], False)
-    assert torch.equal(moved, torch.cat(expected, -1))
+    assert torch.equal(moved(x, runs), torch.cat(expected, -1))
 
 
 def test_cycles_go_back(device):
-    runs = [number for run in ((0, 3, 22, 1, 0), (1, 3, 21, 0, -2), (2, 3, 21, 0, 1)) for number in run]
+    runs = ((0, 3, 22, 1, 0), (1, 3, 21, 0, -2), (2, 3, 21, 0, 1))
     x, y = torch.randn(2, 6, 90, 64, device=device), torch.randn(2, 6, 90, 64, device=device)
-    there, back = displaced.launch_displaced(x, runs, False), displaced.launch_displaced(y, runs, True)
+    there, back = moved(x, runs), moved(y, runs, back=True)
     torch.testing.assert_close((there * y).sum(), (x * back).sum(), rtol=1e-3, atol=1e-3)  # the transposed map
 
 
@@ -163,12 +168,6 @@ def test_a_cpu_never_sees_them():
     assert not mlp.fits(torch.randn(8192, 80).bfloat16(), 256)
 
 
-def test_shared_channels_have_no_gradient_and_say_so():
-    context = type("Context", (), {"runs": [0, 1, 64, 0, 0, 0, 1, 64, 1, 0], "channels": 64, "back": False})
-    with pytest.raises(RuntimeError, match="no gradient"):
-        displaced._gradient(context, torch.randn(1, 2, 2, 128))
-
-
 def use_kernels(monkeypatch, used):
     for module, name in (
         (channel_mlp, "in_cuda_inference"),
@@ -180,13 +179,15 @@ def use_kernels(monkeypatch, used):
 
 
 @needs_interpreter
-@pytest.mark.parametrize(("name", "side"), [(n, 28 if n in ("vip_s7", "dynamixer_s") else 64) for n in MODELS])
+@pytest.mark.parametrize(("name", "side"), [("repmlpnet_t224", 64), ("hiremlp_t", 64), ("vip_s7", 28)])
 def test_models_with_them_interpreted(name, side, monkeypatch):
     model = randomise(visionmlp.create_model(name, img_size=(side, side))).eval()
     model, images = visionmlp.reparameterize(model), torch.randn(2, 3, side, side)
     calls = []
 
     def counted(launch):
+        if launch is displaced.launch_displaced:  # it needs no way back
+            return lambda x, pieces, _, *rest: calls.append(launch) or launch(x, pieces, *rest)
         return lambda *arguments: calls.append(launch) or launch(*arguments)
 
     for module, operator in ((mlp, "channel_mlp"), (displaced, "_displaced"), (mixed_lines, "_mixed")):
@@ -262,8 +263,9 @@ def test_norms_of_whole_maps(affine, batch):
 @needs_cuda
 def test_operators_obey_their_contracts():
     x = torch.randn(2, 4, 5, 12, device="cuda", requires_grad=True)
-    runs = [number for run in asmlp._runs(12, 1, 3, 1) for number in run]
-    torch.library.opcheck(displaced._displaced, (x, runs, False))
+    runs = tuple(number for run in asmlp._runs(12, 1, 3, 1) for number in run)
+    tables = [displaced._pieces(runs, back, x.device) for back in (False, True)]
+    torch.library.opcheck(displaced._displaced, (x, *tables, 12, 4))
     rows, like = torch.randn(70, 64, device="cuda").half(), {"device": "cuda", "dtype": torch.float16}
     weights = [torch.randn(*shape, **like) for shape in ((128, 64), (128,), (64, 128), (64,))]
     torch.library.opcheck(mlp.channel_mlp, (rows, None, None, None, *weights, 1e-5, False))
@@ -272,12 +274,158 @@ def test_operators_obey_their_contracts():
 
 
 @needs_cuda
-def test_quantised_layers_keep_their_products():
-    class Other(nn.Linear):
-        pass
+def test_a_compiled_cuda_graph_is_the_first_to_call_them():
+    """In a process of its own: nothing may lie in the memory of the graph."""
+    code = """
+import torch, visionmlp
+model = visionmlp.reparameterize(visionmlp.create_model("asmlp_t").eval()).cuda().half()
+images = torch.randn(3, 3, 224, 224, device="cuda").half()
+compiled = torch.compile(model, mode="reduce-overhead", fullgraph=True)
+with torch.inference_mode():
+    first = [compiled(images).clone() for _ in range(4)][-1]
+    torch.testing.assert_close(first, model(images), rtol=0.02, atol=0.02)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
-    model = visionmlp.reparameterize(randomise(visionmlp.create_model("hiremlp_t")).eval()).cuda().half()
-    block = next(module for module in model.modules() if type(module).__name__ == "DeployedMapMLP")
-    assert block._is_plain()
-    block.fc1 = Other(64, 256).cuda().half()
-    assert not block._is_plain()
+
+# On a CPU, with the operators' work done by plain ones
+
+
+@pytest.fixture
+def on_cpu(monkeypatch):
+    """All decisions as on a GPU; the operators count their calls."""
+    calls = []
+
+    def mlp_(x, residual, scale, shift, weight1, bias1, weight2, bias2, eps, tanh):
+        calls.append("mlp")
+        normed = x if eps is None else F.layer_norm(x, x.shape[1:], scale, shift, eps)
+        hidden = F.gelu(F.linear(normed, weight1, bias1), approximate="tanh" if tanh else "none")
+        return F.linear(hidden, weight2, bias2) + (x if residual is None else residual)
+
+    def displaced_(x, pieces, back, channels, most):  # noqa: ARG001
+        calls.append("displaced")
+        out = x.new_zeros(*x.shape[:3], channels)
+        for read, read_cycle, write, write_cycle, count, down, right in pieces.tolist():
+            part = x[..., read : read + read_cycle * (count - 1) + 1 : read_cycle]
+            out[..., write : write + write_cycle * (count - 1) + 1 : write_cycle] = displaced_map(part, (down, right))
+        return out
+
+    def lines_(x, logits, axis):
+        calls.append("lines")
+        return from_lines(logits.softmax(-1) @ to_lines(x, axis, logits.shape[-3]), axis)
+
+    for operator, work in ((mlp.channel_mlp, mlp_), (displaced._displaced, displaced_), (mixed_lines._mixed, lines_)):
+        operator.register_kernel("cpu", work)
+    for module in (mlp, mixed_lines):
+        monkeypatch.setattr(module, "DTYPES", (torch.float32,))
+    monkeypatch.setattr(mlp, "FEWEST_ROWS", 1)
+    use_kernels(monkeypatch, True)
+    return calls
+
+
+old_compiler = pytest.mark.skipif(torch.__version__ < "2.7", reason="its graphs get plain operators")
+
+
+@old_compiler
+@pytest.mark.parametrize("name", ["asmlp_t", "dynamixer_s", "hiremlp_t"])
+def test_compiled_models_keep_them_whole(name, on_cpu, monkeypatch):
+    side = 28 if name == "dynamixer_s" else 64
+    model = visionmlp.reparameterize(randomise(visionmlp.create_model(name, img_size=(side, side))).eval())
+    images = torch.randn(2, 3, side, side)
+    with torch.no_grad():
+        compiled = torch.compile(model, backend="aot_eager", fullgraph=True)(images)
+        assert set(on_cpu) >= {"mlp"} | {"asmlp_t": {"displaced"}, "dynamixer_s": {"lines"}}.get(name, set())
+        on_cpu.clear()
+        eager_result = model(images)
+        assert on_cpu
+        use_kernels(monkeypatch, False)
+        expected = model(images).double()
+    close(compiled, expected, 1e-5)
+    close(eager_result, expected, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "compiled"),
+    [("asmlp_test", False), ("cyclemlp_test", False), pytest.param("cyclemlp_test", True, marks=old_compiler)],
+)
+def test_shifts_have_gradients(name, compiled, on_cpu, monkeypatch):
+    model = randomise(visionmlp.create_model(name))
+    images = torch.randn(2, 3, *model.config.img_size)
+    with torch.inference_mode():
+        model.eval()(images)  # tables that inference made first
+    run = torch.compile(model.train(), backend="aot_eager", fullgraph=True) if compiled else model.train()
+    run(images).square().sum().backward()
+    assert "displaced" in on_cpu
+    gradients = [parameter.grad.double() for parameter in model.parameters() if parameter.grad is not None]
+    use_kernels(monkeypatch, False)
+    model.zero_grad()
+    model(images).square().sum().backward()
+    expected = [parameter.grad.double() for parameter in model.parameters() if parameter.grad is not None]
+    for ours, theirs in zip(gradients, expected, strict=True):
+        assert (ours - theirs).norm() <= 1e-4 * theirs.norm() + 1e-4
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_shared_channels_have_no_gradient_and_say_so():
+    x = torch.randn(1, 2, 2, 64, requires_grad=True)
+    runs = (displaced.Run(0, 1, 64, 0, 0), displaced.Run(0, 1, 64, 1, 0))
+    with pytest.raises(RuntimeError, match="no gradient"):
+        displaced.displaced_channels(x, runs).sum().backward()
+
+
+def test_whoever_watches_or_replaces_a_layer_sees_it_called(on_cpu):
+    model = visionmlp.reparameterize(randomise(visionmlp.create_model("cyclemlp_b1")).eval())
+    block = next(module for module in model.modules() if isinstance(module, channel_mlp.DeployedMLP))
+    x = torch.randn(1, 8, 8, 64)
+
+    def uses_kernel():
+        on_cpu.clear()
+        with torch.no_grad():
+            block(x)
+        return on_cpu == ["mlp"]
+
+    assert uses_kernel()
+    for layer in (block.norm, block.fc1, block.act, block.fc2):
+        with layer.register_forward_hook(lambda *_: None):
+            assert not uses_kernel()
+        with layer.register_forward_pre_hook(lambda *_: None):
+            assert not uses_kernel()
+    assert uses_kernel()
+    block.fc1.forward = block.fc1.forward  # as libraries that load weights for a call do
+    assert not uses_kernel()
+    del block.fc1.forward
+    plain, block.fc2 = block.fc2, nn.Sequential(block.fc2)
+    block.fc1, fc1 = type("Other", (nn.Linear,), {})(64, 256), block.fc1
+    assert not block._is_plain(x)
+    block.fc1, block.fc2 = fc1, plain
+    assert not block._is_plain(x.double())
+    assert not block._is_plain(x.to("meta"))
+    block.norm = nn.LayerNorm(64, bias=False)
+    assert not block._is_plain(x)
+
+
+def test_norms_of_whole_maps_as_on_a_gpu():
+    for affine in (False, True):
+        for batch in (3, 40):
+            norm, x = randomise(MapGroupNorm(12, affine=affine)), torch.randn(batch, 5, 4, 12) + 2
+            close(norms._on_cuda(x, norm.weight, norm.bias, norm.eps), norm(x).double(), 1e-5)
+            scaled = norms._on_cuda(x, torch.full((12,), 2.0), None, norm.eps)
+            close(scaled, F.group_norm(x.double().permute(0, 3, 1, 2), 1, eps=norm.eps).permute(0, 2, 3, 1) * 2, 1e-5)
+
+
+@pytest.mark.skipif(HAS_CUDA, reason="is about a machine whose kernels fail")
+def test_kernels_that_do_not_run_are_said_once_and_left_alone(monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(eager, "_kernels_run", {})
+    with pytest.warns(UserWarning, match="plain operators are used"):
+        assert not eager._have_kernels(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not eager._have_kernels(0)
+        monkeypatch.setenv("VISIONMLP_CUDA_KERNELS", "0")
+        assert not eager._have_kernels(1)
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+        assert not eager._have_kernels(2)
+    assert eager._kernels_run == {0: False, 1: False}

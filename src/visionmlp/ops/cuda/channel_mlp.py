@@ -53,8 +53,8 @@ def channel_mlp(
     """``residual + fc2(gelu(fc1(norm(x))))`` of rows.
 
     Args:
-        x: (N, C) of one of `WIDTHS`, contiguous, in one of `DTYPES`, as all others.
-        residual: (N, C), contiguous; None is ``x``.
+        x: (N, C) of one of `WIDTHS`, in one of `DTYPES`, as all others.
+        residual: (N, C); None is ``x``.
         scale: (C,) of the LayerNorm, or None.
         shift: (C,) of the LayerNorm, with ``scale``.
         weight1: (hidden, C).
@@ -68,12 +68,13 @@ def channel_mlp(
         (N, C).
     """
     with torch.cuda.device(x.device):
-        return launch_channel_mlp(x, residual, scale, shift, weight1, bias1, weight2, bias2, eps, tanh)
+        residual = None if residual is None else residual.contiguous()
+        return launch_channel_mlp(x.contiguous(), residual, scale, shift, weight1, bias1, weight2, bias2, eps, tanh)
 
 
 @channel_mlp.register_fake
 def _(x, residual, scale, shift, weight1, bias1, weight2, bias2, eps, tanh):  # noqa: ARG001
-    return torch.empty_like(x)
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 @register_flop_formula(torch.ops.visionmlp.channel_mlp)
@@ -93,7 +94,7 @@ def launch_channel_mlp(
     eps: float | None,
     tanh: bool,
 ) -> Tensor:
-    """`channel_mlp` on the current device."""
+    """`channel_mlp` of contiguous maps on the current device."""
     from visionmlp.ops.cuda import kernels
 
     (rows, width), out = x.shape, torch.empty_like(x)

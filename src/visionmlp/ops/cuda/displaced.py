@@ -26,44 +26,62 @@ def displaced_channels(x: Tensor, runs: Sequence[Run]) -> Tensor:
 
     It has a gradient if the runs take each channel once.
     """
-    return _displaced(x.contiguous(), [number for run in runs for number in run], False)
+    numbers = tuple(number for run in runs for number in run)
+    there, back = _pieces(numbers, False, x.device), _pieces(numbers, True, x.device)
+    return _displaced(x, there, back, sum(numbers[2::5]), max([_piece_size(count) for count in numbers[2::5]]))
 
 
-@torch.library.custom_op("visionmlp::displaced_channels", mutates_args=(), device_types="cuda")
-def _displaced(x: Tensor, runs: list[int], back: bool) -> Tensor:
-    """`displaced_channels` of a contiguous map; ``back`` puts everything where it came from."""
+@torch.library.custom_op(
+    "visionmlp::displaced_channels",
+    mutates_args=(),
+    device_types="cuda",
+    schema="(Tensor x, Tensor pieces, Tensor back, int channels, int most) -> Tensor",
+)
+def _displaced(x: Tensor, pieces: Tensor, back: Tensor, channels: int, most: int) -> Tensor:
+    """`displaced_channels` by a table.
+
+    Args:
+        x: (B, H, W, C).
+        pieces: see `_pieces`.
+        back: the same for the way back.
+        channels: of the result.
+        most: of a piece.
+    """
+    del back
     with torch.cuda.device(x.device):
-        return launch_displaced(x, runs, back)
+        return launch_displaced(x.contiguous(), pieces, channels, most)
 
 
 @_displaced.register_fake
-def _(x, runs, back):  # noqa: ARG001
-    return x.new_empty(*x.shape[:3], sum(runs[2::5]))
+def _(x, pieces, back, channels, most):  # noqa: ARG001
+    return x.new_empty(*x.shape[:3], channels)
 
 
-def _remember(ctx: Any, inputs: tuple[Tensor, list[int], bool], output: Tensor) -> None:  # noqa: ARG001
-    ctx.channels, ctx.runs, ctx.back = inputs[0].shape[3], inputs[1], inputs[2]
+def _remember(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, int, int], output: Tensor) -> None:  # noqa: ARG001
+    x, pieces, back, channels, most = inputs
+    ctx.save_for_backward(pieces, back)
+    ctx.channels, ctx.before, ctx.most = channels, x.shape[3], most
 
 
-def _gradient(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-    if sum(ctx.runs[2::5]) != ctx.channels:
+def _gradient(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
+    pieces, back = ctx.saved_tensors
+    if ctx.channels != ctx.before:
         raise RuntimeError("displaced_channels has no gradient where runs share channels or leave some out")
-    return _displaced(gradient.contiguous(), ctx.runs, not ctx.back), None, None
+    return _displaced(gradient, back, pieces, ctx.before, ctx.most), None, None, None, None
 
 
 _displaced.register_autograd(_gradient, setup_context=_remember)
 
 
-def launch_displaced(x: Tensor, runs: Sequence[int], back: bool) -> Tensor:
-    """The operator on the current device."""
+def launch_displaced(x: Tensor, pieces: Tensor, out_channels: int, most: int) -> Tensor:
+    """The operator for a contiguous map on the current device."""
     from visionmlp.ops.cuda import kernels
 
     batch, height, width, channels = x.shape
-    pieces = _pieces(tuple(runs), back, x.device)
-    out = x.new_empty(batch, height, width, sum(runs[2::5]))
+    out = x.new_empty(batch, height, width, out_channels)
     if out.numel() == 0:
         return out
-    block_channels = _power_of_two(max(map(_piece_size, runs[2::5])))
+    block_channels = _power_of_two(most)
     block_columns = min(_power_of_two(width), _BLOCK // block_channels)
     kernel: Any = kernels.displaced
     kernel[len(pieces) * batch * height * -(-width // block_columns),](
@@ -74,7 +92,7 @@ def launch_displaced(x: Tensor, runs: Sequence[int], back: bool) -> Tensor:
         height,
         width,
         channels,
-        out.shape[3],
+        out_channels,
         BLOCK_COLUMNS=block_columns,
         BLOCK_CHANNELS=block_channels,
         num_warps=4,
@@ -92,9 +110,15 @@ def _piece_size(count: int) -> int:
     return -(-count // parts)
 
 
-@functools.cache
+@torch.compiler.assume_constant_result
 def _pieces(runs: tuple[int, ...], back: bool, device: torch.device) -> Tensor:
-    """Runs in pieces: (pieces, 7), see the kernel."""
+    """Runs in pieces: (pieces, 7), see the kernel. ``torch.compile`` makes them while it traces: made in a call they
+    would lie in the memory of its CUDA graph."""
+    return _table(runs, back, device)
+
+
+@functools.cache
+def _table(runs: tuple[int, ...], back: bool, device: torch.device) -> Tensor:
     rows, written = [], 0
     for first, cycle, count, down, right in (Run(*runs[i : i + 5]) for i in range(0, len(runs), 5)):
         most = _piece_size(count)
@@ -103,4 +127,5 @@ def _pieces(runs: tuple[int, ...], back: bool, device: torch.device) -> Tensor:
             size = min(most, count - done)
             rows.append([*here, *there, size, -down, -right] if back else [*there, *here, size, down, right])
         written += count
-    return torch.tensor(rows, dtype=torch.int32, device=device)
+    with torch.inference_mode(False):  # training may need them later
+        return torch.tensor(rows, dtype=torch.int32, device=device)

@@ -15,9 +15,10 @@ DTYPES = (torch.bfloat16, torch.float16)
 _LONGEST, _WIDEST = 64, 64
 
 
-def fits(x: Tensor, length: int, segments: int) -> bool:
-    """Whether `mixed_lines` takes such a map."""
-    return x.dtype in DTYPES and length <= _LONGEST and x.shape[-1] // segments <= _WIDEST and x.numel() > 0
+def fits(x: Tensor, length: int, segments: int, axis: LineAxis) -> bool:
+    """Whether `mixed_lines` takes such a map and matrices of this length for lines along an axis."""
+    sides = x.shape[axis] == length <= _LONGEST and x.shape[-1] // segments <= _WIDEST
+    return x.dtype in DTYPES and sides and x.numel() > 0
 
 
 def mixed_lines(x: Tensor, logits: Tensor, axis: LineAxis) -> Tensor:
@@ -31,18 +32,18 @@ def mixed_lines(x: Tensor, logits: Tensor, axis: LineAxis) -> Tensor:
     Returns:
         (B, H, W, C).
     """
-    return _mixed(x.contiguous(), logits.contiguous(), axis)
+    return _mixed(x, logits, axis)
 
 
 @torch.library.custom_op("visionmlp::mixed_lines", mutates_args=(), device_types="cuda")
 def _mixed(x: Tensor, logits: Tensor, axis: int) -> Tensor:
     with torch.cuda.device(x.device):
-        return launch_mixed_lines(x, logits, axis)
+        return launch_mixed_lines(x.contiguous(), logits.contiguous(), axis)
 
 
 @_mixed.register_fake
 def _(x, logits, axis):  # noqa: ARG001
-    return torch.empty_like(x)
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 @register_flop_formula(torch.ops.visionmlp.mixed_lines)
@@ -51,7 +52,7 @@ def _flops(x, logits, axis, **options) -> int:  # noqa: ARG001
 
 
 def launch_mixed_lines(x: Tensor, logits: Tensor, axis: int) -> Tensor:
-    """The operator on the current device."""
+    """The operator for contiguous tensors on the current device."""
     from visionmlp.ops.cuda import kernels
 
     out = torch.empty_like(x)
