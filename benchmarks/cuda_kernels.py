@@ -102,6 +102,8 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--csv", type=Path)
     arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        raise SystemExit("the kernels are Triton's and need a CUDA GPU; this machine has none")
     device = torch.device("cuda")
     product, copy = (
         gemm_calls(torch.bfloat16, device, (8192,))["torch.matmul", 8192],

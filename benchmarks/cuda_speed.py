@@ -20,8 +20,9 @@ from rich.table import Table
 
 from visionmlp.bench import bench as module
 from visionmlp.bench.bench import bench, write_csv, write_rows
+from visionmlp.errors import InvalidConfig
 from visionmlp.files import beside
-from visionmlp.measure.timing import interleave
+from visionmlp.measure.timing import interleave, open_device
 
 MODELS = (
     *("repmlpnet_t224", "resmlp_s24", "mlpmixer_b16", "asmlp_t", "hiremlp_t", "vip_s7", "cyclemlp_b1", "dynamixer_s"),
@@ -89,6 +90,10 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.compiled_batch_size = arguments.compiled_batch_size or arguments.batch_size
 
+    try:
+        open_device(arguments.device)
+    except InvalidConfig as error:
+        raise SystemExit(str(error)) from error
     context, rows = multiprocessing.get_context("spawn"), []
     for start in range(0, len(arguments.models), arguments.at_once):
         models = arguments.models[start : start + arguments.at_once]
