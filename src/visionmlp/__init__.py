@@ -9,6 +9,7 @@ from visionmlp.lazy import lazy_names
 if TYPE_CHECKING:
     from visionmlp.layers.fusible import Fusible, reparameterize
     from visionmlp.layers.packing import prepack
+    from visionmlp.memory import keep_freed_memory
     from visionmlp.models.checkpoint import load_checkpoint, load_model, save_checkpoint
     from visionmlp.models.dense import dense_features
     from visionmlp.models.dense_network import load_dense, save_dense
@@ -37,6 +38,7 @@ __all__ = [
     "dense_features",
     "extend_positions",
     "freeze",
+    "keep_freed_memory",
     "list_models",
     "load_checkpoint",
     "load_dense",
@@ -61,6 +63,7 @@ __getattr__, __dir__ = lazy_names(
         "Fusible": "visionmlp.layers.fusible",
         "reparameterize": "visionmlp.layers.fusible",
         "prepack": "visionmlp.layers.packing",
+        "keep_freed_memory": "visionmlp.memory",
         "load_checkpoint": "visionmlp.models.checkpoint",
         "load_model": "visionmlp.models.checkpoint",
         "save_checkpoint": "visionmlp.models.checkpoint",

@@ -13,6 +13,7 @@ from visionmlp.cli.commands import COMMANDS
 from visionmlp.cli.usage import HelpFormatter, UsageError, nearest, unexpected
 from visionmlp.engine.started import first_is_silent, rank
 from visionmlp.errors import Note, VisionMLPError
+from visionmlp.memory import keep_freed_memory
 
 DESCRIPTION = """Vision MLPs: nine families of the literature. Train them, re-parameterise them, measure and ship them.
 
@@ -100,7 +101,10 @@ def run_command(name: str, command: Command, words: Sequence[str]) -> int:
     parser = build_parser(f"visionmlp {name}", description=command.description, epilog=command.epilog)
     command.add_options(parser, words)
     namespace = parse(parser, config_first(command.arrange(words)))
-    return 0 if namespace is None else command.run(namespace)
+    if namespace is None:
+        return 0
+    keep_freed_memory()
+    return command.run(namespace)
 
 
 def one_line(error: BaseException) -> str:

@@ -40,6 +40,7 @@ from visionmlp.engine.sharding import load_state, local, optimizer_state, whole
 from visionmlp.engine.signals import stop_on_signals
 from visionmlp.engine.task import EpochData, RunContext, Task
 from visionmlp.errors import InvalidConfig, RunFolderError, TrainingDiverged
+from visionmlp.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -104,6 +105,7 @@ def fit(
         InvalidConfig: if a resumed run was started with other options or other data.
         KeyboardInterrupt: at SIGINT or SIGTERM, when all is saved.
     """
+    keep_freed_memory()
     loop = _Loop(fabric, model, task, training, evaluation, config, run, write_weights, keep_best, quiet=quiet)
     loop.show = show
     # what is wrong with model, data or options has shown by now, and left no trace

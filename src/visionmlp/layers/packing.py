@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from visionmlp.errors import InvalidConfig
 from visionmlp.layers.fusible import is_training_form
 from visionmlp.layers.linear import Linear
+from visionmlp.memory import keep_freed_memory
 from visionmlp.ops.product import can_pack, packed, packed_conv2d, packed_kernel
 
 
@@ -57,7 +58,8 @@ def prepack(model: nn.Module) -> nn.Module:
     """A copy of a deploy form for serving on a CPU, its weights reordered once instead of in every product.
 
     It computes in eager inference only (``torch.inference_mode()`` or ``torch.no_grad()``), and cannot be saved. The
-    weights lie in memory once more; drop the model that it was made from, and they do not.
+    weights lie in memory once more; drop the model that it was made from, and they do not. From here on the process
+    keeps what it frees, see `visionmlp.memory.keep_freed_memory`.
     Where PyTorch has no oneDNN, or the model is not on a CPU, it is a plain copy.
 
     Args:
@@ -68,6 +70,7 @@ def prepack(model: nn.Module) -> nn.Module:
     """
     if is_training_form(model):
         raise InvalidConfig("prepack takes a deploy form; call visionmlp.reparameterize(model) before")
+    keep_freed_memory()
     replaced: dict[int, Any] = {}
     for module in model.modules():
         if type(module) is Linear and can_pack(module.weight):
