@@ -6,7 +6,8 @@
 All contenders of a model and a batch size take turns; times are medians, float32, 224x224. Eager mode is our packed
 deploy form against the textbook network as its authors serve it; OpenVINO is `visionmlp.deploy`'s session against the
 textbook network converted and compiled as OpenVINO's own documentation does it; "training" is forward and backward pass
-of both in training mode. A number above 1 says how many times as fast ours is.
+of both in training mode. A number above 1 says how many times as fast ours is; "limit" is what that number would be if
+ours took no longer than its multiply-accumulates at the rate of the best matrix product of the same run.
 """
 
 import argparse
@@ -24,8 +25,11 @@ from torch import Tensor, nn
 import visionmlp
 from textbook import deployed, pair
 from visionmlp.bench.bench import write_rows
+from visionmlp.bench.runners import count_step_macs
 from visionmlp.deploy.runtimes import session_of
 from visionmlp.files import beside
+from visionmlp.measure.catalog import count_macs
+from visionmlp.measure.gemm import gemm_calls, gemm_rate
 from visionmlp.measure.timing import TrainingStep, describe_machine, interleave
 
 MODELS = (
@@ -41,6 +45,8 @@ MODELS = (
 RUNTIMES = ("eager", "openvino", "onnxruntime", "training")
 TOLERANCE = 1e-5
 """Of the largest output, in float32."""
+IMAGE = (3, 224, 224)
+GEMM_SIDES = (1024, 2048)
 
 Call = Callable[[], object]
 
@@ -48,7 +54,7 @@ Call = Callable[[], object]
 def contenders(name: str, batch: int, runtime: str, threads: int) -> dict[str, Call]:
     """Calls of ours and of the textbook's, after a comparison of what they compute."""
     ours, theirs = pair(name)
-    images = torch.randn(batch, 3, 224, 224)
+    images = torch.randn(batch, *IMAGE)
     if runtime == "training":
         models = {"ours": ours.train(), "textbook": theirs.train()}
         for model in models.values():  # a statistic of one image is none
@@ -94,6 +100,11 @@ def _plain_openvino(model: nn.Module, images: Tensor, threads: int) -> Call:
 
 
 def measured(name: str, batches: list[int], runtimes: list[str], seconds: float) -> Iterator[dict[str, object]]:
+    model = pair(name).ours
+    macs = {
+        "inference": count_macs(visionmlp.reparameterize(model), IMAGE),
+        "training": count_step_macs(model.train(), IMAGE),
+    }
     for batch in batches:
         calls: dict[tuple[str, str], Call] = {}
         for runtime in runtimes:
@@ -103,9 +114,12 @@ def measured(name: str, batches: list[int], runtimes: list[str], seconds: float)
                 print(f"{name}, batch {batch}, {runtime}: {' '.join(str(error).split())[:200]}", flush=True)
                 continue
             calls |= {(runtime, side): call for side, call in made.items()}
-        times = {key: statistics.median(of) for key, of in interleave(calls, seconds=seconds).items()}
-        for runtime in dict.fromkeys(runtime for runtime, _ in times):
-            mine, theirs = (1e3 * times[runtime, side] for side in ("ours", "textbook"))
+        products = gemm_calls(torch.float32, torch.device("cpu"), GEMM_SIDES)
+        durations = interleave({**calls, **products}, seconds=seconds)
+        rate = gemm_rate({key: durations[key] for key in products}).best
+        for runtime in dict.fromkeys(runtime for runtime, _ in calls):
+            mine, theirs = (1e3 * statistics.median(durations[runtime, side]) for side in ("ours", "textbook"))
+            least = 2e3 * batch * macs["training" if runtime == "training" else "inference"] / rate
             yield {
                 "model": name,
                 "batch_size": batch,
@@ -113,6 +127,7 @@ def measured(name: str, batches: list[int], runtimes: list[str], seconds: float)
                 "ours_ms": round(mine, 2),
                 "textbook_ms": round(theirs, 2),
                 "times": round(theirs / mine, 3),
+                "limit": round(theirs / least, 3),
             }
 
 
@@ -137,8 +152,12 @@ def main() -> None:
     columns = [(runtime, batch) for runtime in arguments.runtimes for batch in arguments.batch_size]
     table = Table("model", *(f"{runtime}, batch {batch}" for runtime, batch in columns))
     for name in arguments.models:
-        found = {(row["runtime"], row["batch_size"]): row["times"] for row in rows if row["model"] == name}
-        table.add_row(name, *(f"{found[column]:.2f}" if column in found else "" for column in columns))
+        found = {
+            (row["runtime"], row["batch_size"]): f"{row['times']:.2f} of {row['limit']:.2f}"
+            for row in rows
+            if row["model"] == name
+        }
+        table.add_row(name, *(found.get(column, "") for column in columns))
     Console(width=140).print(table)
     if arguments.csv:
         with beside(arguments.csv, force=True) as partial:

@@ -182,6 +182,15 @@ def test_columns_that_alias_are_copied_where_the_rules_say_so(rules, calls, colu
 
 
 @needs_onednn
+@pytest.mark.parametrize(
+    ("batch", "channels", "best"),
+    [(8, 768, 3), (8, 1024, 2), (7, 768, 7), (2, 768, 2), (8, 4096, 8), (8, 40, 8)],
+)
+def test_products_from_the_left_avoid_columns_that_alias(rules, batch, channels, best):
+    assert product.images_at_once(torch.empty(4, 4, batch, channels)) == (best if rules.columns_alias else batch)
+
+
+@needs_onednn
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_packed_convolutions_of_every_rule(rules, memory_format):
     conv = torch.nn.Conv2d(6, 18, 3, 2, 1)

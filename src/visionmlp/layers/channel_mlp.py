@@ -15,7 +15,7 @@ from visionmlp.ops.fold import affine_of_linear, linear_of_affine
 from visionmlp.ops.gelu import gelu_
 from visionmlp.ops.layout import Layout, from_positions_first, to_positions_first
 
-_HIDDEN_PART = 1 << 20
+_HIDDEN_PART = 1 << 22
 """Elements of the hidden map that are computed at a time, on CPUs in eager inference."""
 
 
@@ -66,14 +66,14 @@ class DeployedMLP(nn.Module):
             hidden = self.act(self.fc1(self.norm(x).flatten(0, -2) if of_whole_maps else self.norm(rows)))
             return self.fc2(hidden).add_(rows).view(x.shape)
         x = x.contiguous()
-        # a hidden map of tens of megabytes is fresh memory in every block, and costs more than the products' last tenth
-        size = max(1, _HIDDEN_PART // self.fc1.out_features)
+        # a hidden map of tens of megabytes leaves the caches; parts of one would each start their threads anew
+        parts = -(-x.shape[:-1].numel() * self.fc1.out_features // _HIDDEN_PART)
         rows = x.flatten(0, -2)
         normed = self.norm(x).flatten(0, -2) if of_whole_maps else rows
-        if len(rows) <= size:
+        if parts <= 1:
             return self._mix_rows(normed, rows, of_whole_maps).view(x.shape)
         mixed = torch.empty_like(rows)
-        for part, residual, target in zip(*(of.split(size) for of in (normed, rows, mixed)), strict=True):
+        for part, residual, target in zip(*(of.chunk(parts) for of in (normed, rows, mixed)), strict=True):
             target.copy_(self._mix_rows(part, residual, of_whole_maps))
         return mixed.view(x.shape)
 

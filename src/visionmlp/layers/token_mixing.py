@@ -1,16 +1,18 @@
 """Token mixing with one matrix for all channels, as in ResMLP and MLP-Mixer. Layout (B, H, W, C)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from visionmlp.layers.channel_mlp import InplaceGELU
 from visionmlp.layers.fusible import parameter
 from visionmlp.layers.linear import Linear
 from visionmlp.layers.locality import LocalityBranches, LocalMixer
+from visionmlp.ops.eager import in_eager_inference
 from visionmlp.ops.layout import from_positions_first, to_positions_first
-from visionmlp.ops.product import matmul
+from visionmlp.ops.product import images_at_once, matmul
 
 
 class TokenLinear(LocalMixer):
@@ -86,6 +88,16 @@ class TokenMatrix(nn.Module):
         return mixed if self.bias is None else mixed.add_(self.bias[:, None])
 
 
+def _in_parts(mix: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """``mix`` of a map (H, W, B, C), of so many images at a time as its products like."""
+    if not in_eager_inference(x) or (size := images_at_once(x)) == x.shape[2]:
+        return mix(x)
+    mixed = torch.empty_like(x)
+    for part, target in zip(x.split(size, 2), mixed.split(size, 2), strict=True):
+        target.copy_(mix(part.contiguous()))
+    return mixed
+
+
 class DeployedTokenLinear(nn.Module):
     """Residual token mixing of a deploy form: ``x + scale * (fc @ norm(x)) + bias``, computed positions-first."""
 
@@ -99,11 +111,14 @@ class DeployedTokenLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to (B, H, W, C)."""
         positions = to_positions_first(x, "BHWC").contiguous()
+        return from_positions_first(_in_parts(self._mix, positions), "BHWC")
+
+    def _mix(self, positions: Tensor) -> Tensor:
         h, w, batch, channels = positions.shape
         # rows, see DeployedResidual
         tokens = self.norm(positions.flatten(0, 2)).view(h * w, batch * channels)
         mixed = self.fc(tokens).view(h, w, batch, channels)
-        return from_positions_first((positions + self.bias).addcmul_(mixed, self.scale), "BHWC")
+        return (positions + self.bias).addcmul_(mixed, self.scale)
 
     @staticmethod
     def fold(mixer: TokenLinear, *, norm: nn.Module, scale: Tensor, shift: Tensor, post_scale: Tensor) -> nn.Module:
@@ -138,11 +153,14 @@ class DeployedTokenMLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to (B, H, W, C)."""
         positions = to_positions_first(x, "BHWC").contiguous()
+        return from_positions_first(_in_parts(self._mix, positions), "BHWC")
+
+    def _mix(self, positions: Tensor) -> Tensor:
         h, w, batch, channels = positions.shape
         rows = positions.flatten(0, 2)  # as matrices, see DeployedResidual
         tokens = self.norm(rows).view(h * w, batch * channels)
         mixed = self.fc2(self.act(self.fc1(tokens))).view_as(rows)
-        return from_positions_first(self.scale(mixed).add_(rows).view_as(positions), "BHWC")
+        return self.scale(mixed).add_(rows).view_as(positions)
 
     @staticmethod
     def fold(mixer: TokenMLP, *, norm: nn.Module, scale: nn.Module) -> nn.Module:

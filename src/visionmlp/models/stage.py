@@ -8,7 +8,7 @@ from torch.utils.checkpoint import checkpoint
 
 from visionmlp.ops.eager import in_eager_inference, is_symbolic
 
-_PART = 1 << 20
+_PART = 1 << 21
 """Elements of the largest map that a `MapStage` computes at once."""
 
 
@@ -38,15 +38,14 @@ class Stage(nn.Module):
 class MapStage(Stage):
     """A `Stage` whose blocks compute batch-first: in eager inference a batch of large maps is computed in parts.
 
-    A few maps and what is computed from them stay in the caches; a whole batch would be fresh memory in every block.
+    A few maps and what is computed from them stay in the caches, which a whole batch would leave in every block.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """A map to a map."""
-        if self.training or not in_eager_inference(x) or x.numel() <= _PART or self._is_watched():
+        if self.training or not in_eager_inference(x) or len(x) == 1 or x.numel() <= _PART or self._is_watched():
             return super().forward(x)
-        size = max(1, _PART * x.shape[0] // x.numel())
-        return torch.cat([super(MapStage, self).forward(part) for part in x.split(size)])
+        return torch.cat([super(MapStage, self).forward(part) for part in x.chunk(-(-x.numel() // _PART))])
 
     def _is_watched(self) -> bool:
         """Whether a hook would see parts where it waits for the batch."""
