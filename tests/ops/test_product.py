@@ -206,7 +206,7 @@ def test_packed_convolutions_of_every_rule(rules, memory_format):
 
 
 @needs_onednn
-@pytest.mark.parametrize("rows", [32, 1024, 1600, 2050])
+@pytest.mark.parametrize("rows", [32, 1024, 1600, 2050, 8192])
 @pytest.mark.parametrize("how", ["contiguous", "transposed", "steps"])
 @pytest.mark.parametrize("outputs", [34, 40])
 def test_gradients_of_weights_by_every_rule(rules, monkeypatch, rows, how, outputs):
@@ -219,7 +219,16 @@ def test_gradients_of_weights_by_every_rule(rules, monkeypatch, rows, how, outpu
     seed = strided(torch.randn(rows, outputs), how)
     (gradient,) = torch.autograd.grad(product.linear(x, weight), weight, seed)
     close(gradient, seed.double().t() @ x.double(), tolerance=5e-6)
-    assert convolved == ([16] if rules.convolved_gradients and rows in (1024, 1600) and outputs == 34 else [])
+    fits = rows in (1024, 1600) or (rows == 8192 and outputs == 34)
+    assert convolved == ([16] if rules.convolved_gradients and fits else [])
+
+
+@pytest.mark.parametrize(("outputs", "inputs"), [(384, 96), (96, 384)])
+def test_sums_over_very_many_rows(outputs, inputs):
+    assert product._is_wide_sum(25088, outputs, inputs)
+    assert not product._is_wide_sum(1568, outputs, inputs)
+    assert not product._is_wide_sum(25088, 96, 96)
+    assert not product._is_wide_sum(25088, 64, 256)
 
 
 @needs_onednn

@@ -36,8 +36,8 @@ class Rules(NamedTuple):
     packed_kernels: bool
     """Whether a convolution gains by a kernel in oneDNN's own order; without that, by one in channels-last order."""
     convolved_gradients: bool
-    """Whether oneDNN's convolutions, and its products where the result is wide, sum over the rows of two maps, which
-    gives a weight's gradient, in less time than PyTorch's products."""
+    """Whether oneDNN's convolutions and products sum over the rows of two maps, which gives a weight's gradient, in
+    less time than PyTorch's products."""
     bfloat16: bool
 
 
@@ -52,7 +52,7 @@ RULES = {
 """By instruction set, as ``benchmarks/products.py`` measures them; on any other PyTorch's own products are used. ARM
 has none yet: nobody has measured it."""
 
-_MANY_ROWS = 1024
+_MANY_ROWS, _VERY_MANY_ROWS = 1024, 8192
 """From which on it matters how a weight's gradient is computed."""
 _IMAGES = 16
 """That the rows are taken for, so that threads can share them."""
@@ -286,16 +286,23 @@ class _Linear(torch.autograd.Function):
 
 
 def _weight_gradient(gradient: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """``gradient.T @ x`` of (M, O) and (M, C)."""
+    """``gradient.T @ x`` of (M, O) and (M, C), for a weight (O, C)."""
     if not _RULES.convolved_gradients or not is_eager(gradient) or not _applies(gradient, x):
         return gradient.t() @ x
-    many = len(x) >= _MANY_ROWS
-    if many and gradient.shape[1] > 2 * x.shape[1]:
-        return linear(x.t(), gradient.t()).t()
+    rows, outputs, inputs = *gradient.shape, x.shape[1]
     # of fewer images PyTorch makes no oneDNN convolution on one thread
-    if many and len(x) % _IMAGES == 0:
+    if rows >= _MANY_ROWS and rows % _IMAGES == 0 and not _is_wide_sum(rows, outputs, inputs):
         return _convolved_gradient(gradient, x, weight)
+    # wide results take less time, but a transposed one is copied by whoever keeps it
+    if rows >= _MANY_ROWS and outputs > 2 * inputs:
+        return linear(x.t(), gradient.t()).t()
     return linear(gradient.t(), x.t())
+
+
+def _is_wide_sum(rows: int, outputs: int, inputs: int) -> bool:
+    """Whether a product takes less time than a convolution, whose blocks of channels are powers of two."""
+    narrow, wide = sorted((outputs, inputs))
+    return rows >= _VERY_MANY_ROWS and wide > 2 * narrow and narrow & (narrow - 1) != 0
 
 
 def _convolved_gradient(gradient: Tensor, x: Tensor, weight: Tensor) -> Tensor:
