@@ -311,3 +311,30 @@ def test_two_threads_may_call_one_session(batch: int, files: Path, model) -> Non
         results = list(pool.map(lambda i: session(inputs[i].numpy()), turns))
     for i, logits in zip(turns, results, strict=True):
         assert relative_error(exact[i], torch.from_numpy(logits)) < 1e-5
+
+
+class _Stream:
+    """A request whose stream adds ``error`` to what it computes."""
+
+    def __init__(self, error: float) -> None:
+        self.error = error
+
+    def start_async(self, inputs: list[np.ndarray], *, share_inputs: bool) -> None:
+        assert share_inputs
+        self.data = inputs[0] + self.error
+
+    def wait(self) -> None: ...
+
+    def get_output_tensor(self, index: int) -> "_Stream":
+        assert index == 0
+        return self
+
+
+def test_streams_that_disagree_are_compiled_again() -> None:
+    part = np.ones((2, 3), np.float32)
+    right, wrong = [_Stream(0), _Stream(1e-6)], [_Stream(0), _Stream(0.8)]
+    assert runtimes._agreeing(right, pytest.fail, part) is right
+    compilations = iter([wrong, right])
+    assert runtimes._agreeing(wrong, lambda: next(compilations), part) is right
+    with pytest.raises(ExportError, match="different results"):
+        runtimes._agreeing(wrong, lambda: wrong, part)

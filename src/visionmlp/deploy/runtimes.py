@@ -244,18 +244,25 @@ def openvino_call(model: "openvino.Model", dtype: Dtype, threads: int | None, *,
         settings["INFERENCE_NUM_THREADS"] = threads
     if streams > 1:
         settings |= {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": streams}
-    try:
-        compiled = _core().compile_model(model, "CPU", settings)
-        requests = [compiled.create_infer_request() for _ in range(streams)]
-    except RuntimeError as error:
-        raise ExportError(f"OpenVINO cannot compile this model: {_last_line(error)}") from error
 
+    def compiled_requests() -> list[Any]:
+        try:
+            compiled = _core().compile_model(model, "CPU", settings)
+            return [compiled.create_infer_request() for _ in range(streams)]
+        except RuntimeError as error:
+            raise ExportError(f"OpenVINO cannot compile this model: {_last_line(error)}") from error
+
+    requests, checked = compiled_requests(), streams == 1
     # a request computes one batch at a time
     lock = threading.Lock()
 
     def call(images: np.ndarray) -> np.ndarray:
+        nonlocal requests, checked
         failures = []
         with lock:
+            if not checked:
+                requests = _agreeing(requests, compiled_requests, images[: len(images) // streams])
+                checked = True
             for request, part in zip(requests, np.array_split(images, streams), strict=True):
                 try:
                     request.start_async([part], share_inputs=True)
@@ -271,6 +278,39 @@ def openvino_call(model: "openvino.Model", dtype: Dtype, threads: int | None, *,
             return np.concatenate([request.get_output_tensor(0).data for request in requests])
 
     return call
+
+
+_COMPILATIONS = 8
+
+
+def _agreeing(requests: list[Any], compile_again: Callable[[], list[Any]], part: np.ndarray) -> list[Any]:
+    """These requests, or those of the first compilation whose streams agree."""
+    for _ in range(_COMPILATIONS):
+        if _agree(requests, part):
+            return requests
+        requests = compile_again()
+    raise ExportError("OpenVINO's streams compute different results on this machine; give one thread")
+
+
+def _agree(requests: list[Any], part: np.ndarray) -> bool:
+    """Whether all streams compute the same, at the same time.
+
+    OpenVINO 2026.4 now and then gives one of a graph's streams wrong weights (seen of RepMLPNet: half of a batch was
+    off by 0.8 of the largest output); compiled again, it is right.
+    """
+    try:
+        for request in requests:
+            request.start_async([part], share_inputs=True)
+        for request in requests:
+            request.wait()
+    except RuntimeError:  # the call itself says what is wrong
+        for request in requests:
+            with contextlib.suppress(RuntimeError):
+                request.wait()
+        return True
+    first, *others = (request.get_output_tensor(0).data for request in requests)
+    bound = 1e-3 * np.abs(first).max(initial=0.0)
+    return all(np.allclose(first, other, rtol=0, atol=bound, equal_nan=True) for other in others)
 
 
 def _openvino_call(model: "openvino.Model", dtype: Dtype, threads: int | None, streams: int = 1) -> Call:
