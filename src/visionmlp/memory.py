@@ -16,10 +16,10 @@ def keep_freed_memory() -> bool:
     """Let this process keep, on Linux, what it frees for its next tensors, as PyTorch does on CUDA.
 
     glibc gives maps of megabytes back to the system when they are freed, and gets them again page by page, each filled
-    with zeros: up to a third of the time of training and of large images on CPUs. Freed memory then counts to the
-    process until it ends; its peak stays about the same. `visionmlp.prepack`, training and all commands call this.
-    ``VISIONMLP_KEEP_MEMORY=0`` turns it off, and where glibc's own variables say something (``MALLOC_TRIM_THRESHOLD_``,
-    ``MALLOC_MMAP_THRESHOLD_``, ``GLIBC_TUNABLES``), nothing is changed.
+    with zeros: up to a sixth of a training step and a third of a large image's time on CPUs. Freed memory then counts
+    to the process until it ends; its peak stays about the same. `visionmlp.prepack`, training and all commands call
+    this. ``VISIONMLP_KEEP_MEMORY=0`` turns it off, and where glibc's own variables say something
+    (``MALLOC_TRIM_THRESHOLD_``, ``MALLOC_MMAP_THRESHOLD_``, ``GLIBC_TUNABLES``), nothing is changed.
 
     Returns:
         Whether it is so: not where the environment decides otherwise, and not with another C library.

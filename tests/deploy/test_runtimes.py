@@ -334,6 +334,8 @@ def test_streams_that_disagree_are_compiled_again() -> None:
     part = np.ones((2, 3), np.float32)
     right, wrong = [_Stream(0), _Stream(1e-6)], [_Stream(0), _Stream(0.8)]
     assert runtimes._agreeing(right, pytest.fail, part) is right
+    broken = [_Stream(np.nan), _Stream(np.nan)]  # the model's fault, which no compilation mends
+    assert runtimes._agreeing(broken, pytest.fail, part) is broken
     compilations = iter([wrong, right])
     assert runtimes._agreeing(wrong, lambda: next(compilations), part) is right
     with pytest.raises(ExportError, match="different results"):

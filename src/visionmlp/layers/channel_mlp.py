@@ -66,7 +66,7 @@ class DeployedMLP(nn.Module):
             hidden = self.act(self.fc1(self.norm(x).flatten(0, -2) if of_whole_maps else self.norm(rows)))
             return self.fc2(hidden).add_(rows).view(x.shape)
         x = x.contiguous()
-        # a hidden map of tens of megabytes leaves the caches; parts of one would each start their threads anew
+        # a hidden map of tens of megabytes leaves the caches; of small parts the calls cost more
         parts = -(-x.shape[:-1].numel() * self.fc1.out_features // _HIDDEN_PART)
         rows = x.flatten(0, -2)
         normed = self.norm(x).flatten(0, -2) if of_whole_maps else rows
