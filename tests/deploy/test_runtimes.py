@@ -330,13 +330,22 @@ class _Stream:
         return self
 
 
-def test_streams_that_disagree_are_compiled_again() -> None:
+@pytest.mark.parametrize("known", [True, False])
+def test_streams_that_disagree_are_compiled_again(known: bool) -> None:
     part = np.ones((2, 3), np.float32)
+    expected = part if known else None
     right, wrong = [_Stream(0), _Stream(1e-6)], [_Stream(0), _Stream(0.8)]
-    assert runtimes._agreeing(right, pytest.fail, part) is right
-    broken = [_Stream(np.nan), _Stream(np.nan)]  # the model's fault, which no compilation mends
-    assert runtimes._agreeing(broken, pytest.fail, part) is broken
+    assert runtimes._right_requests(right, pytest.fail, part, expected) is right
+    # the model's fault, which no compilation mends
+    broken, nothing = [_Stream(np.nan), _Stream(np.nan)], part * np.nan
+    assert runtimes._right_requests(broken, pytest.fail, part, nothing if known else None) is broken
     compilations = iter([wrong, right])
-    assert runtimes._agreeing(wrong, lambda: next(compilations), part) is right
+    assert runtimes._right_requests(wrong, lambda: next(compilations), part, expected) is right
     with pytest.raises(ExportError, match="different results"):
-        runtimes._agreeing(wrong, lambda: wrong, part)
+        runtimes._right_requests(wrong, lambda: wrong, part, expected)
+
+
+def test_streams_that_are_wrong_alike_are_compiled_again() -> None:
+    part = np.ones((2, 3), np.float32)
+    right, wrong = [_Stream(0), _Stream(0)], [_Stream(0.8), _Stream(0.8)]
+    assert runtimes._right_requests(wrong, lambda: right, part, part) is right
