@@ -14,7 +14,8 @@ from visionmlp.models.cyclemlp import (
     CycleFC,
     CycleMixer,
     DeployedCycleMixer,
-    DeployedCycleSum,
+    DisplacedLinear,
+    JointInput,
     cycle_steps,
     displaced,
 )
@@ -132,6 +133,44 @@ def test_deploy_forms_are_equal_on_any_map(options):
         torch.testing.assert_close(deployed(x), expected, rtol=0, atol=1e-12 * expected.abs().max().item())
 
 
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@torch.no_grad()
+def test_deploy_forms_give_their_levels_in_the_channels_of_the_training_form(options):
+    model = randomise(visionmlp.create_model("cyclemlp_test", **options)).double().eval()
+    deployed = visionmlp.reparameterize(model)
+    last, levels = model.forward_intermediates(image())
+    again, theirs = deployed.forward_intermediates(image())
+    for ours, expected in zip([again, *theirs], [last, *levels], strict=True):
+        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12 * expected.abs().max().item())
+
+
+@torch.no_grad()
+def test_channels_that_move_together_are_neighbours_in_a_deploy_form():
+    def strides(**options) -> set[int]:
+        deployed = visionmlp.reparameterize(visionmlp.create_model("cyclemlp_test", **options).eval())
+        inputs = [module for module in deployed.modules() if isinstance(module, JointInput)]
+        return {move.stride for each in inputs for move in each.moves}
+
+    assert strides() == strides(reweight=False) == {1}
+    assert strides(pseudo_kernel_w=(1, 5), pseudo_kernel_h=(5, 1), dilation=2) == {1}
+    # no one order makes neighbours of both cycles
+    assert strides(pseudo_kernel_w=(1, 5), reweight=False) == {1, 3, 5}
+
+
+@torch.no_grad()
+def test_a_deploy_form_of_another_channel_order_is_refused():
+    model = randomise(visionmlp.create_model("cyclemlp_test")).eval()
+    deployed = visionmlp.reparameterize(model)
+    state = deployed.state_dict()
+    assert [name for name in state if name.endswith("places")] == [f"stages.{i}.blocks.1.order.places" for i in (0, 1)]
+    del state["stages.0.blocks.1.order.places"]
+    with pytest.raises(RuntimeError, match="places"):
+        deployed.load_state_dict(state)
+    changed = visionmlp.reparameterize(model)
+    changed.stages[0].blocks[1].order.places.copy_(torch.arange(16))
+    assert (changed(image().float()) - model(image().float())).abs().max() > 1e-2
+
+
 @torch.no_grad()
 def test_each_stage_gets_its_cheapest_formulation():
     def mixers(model: nn.Module) -> list[type]:
@@ -149,7 +188,7 @@ def test_each_stage_gets_its_cheapest_formulation():
         large = visionmlp.create_model("cyclemlp_b1", img_size=512).eval()
         assert mixers(large) == [DeployedCycleMixer] * 3 + [CycleMixer]
         summed = visionmlp.create_model("cyclemlp_b1", reweight=False).eval()
-        assert mixers(summed) == [DeployedCycleSum] * 4
+        assert mixers(summed) == [DisplacedLinear] * 4
         for network in (model, large, summed):
             assert macs(visionmlp.reparameterize(network)) < 0.98 * macs(network)
     assert mixers(visionmlp.create_model("cyclemlp_test")) == [DeployedCycleMixer, CycleMixer]

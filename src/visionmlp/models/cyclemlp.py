@@ -13,8 +13,9 @@ import copy
 import dataclasses
 import math
 import re
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -27,11 +28,11 @@ from visionmlp.layers.fusible import Fusible, linear, parameter
 from visionmlp.layers.linear import Linear
 from visionmlp.layers.patch_embed import ConvEmbed
 from visionmlp.layers.reweight import PlainSum, Reweight
-from visionmlp.models.backbone import FusibleBackbone
+from visionmlp.models.backbone import Backbone, FusibleBackbone
 from visionmlp.models.config import BackboneConfig
 from visionmlp.models.official_layout import CONV1X1, SAME, OfficialEntry
 from visionmlp.models.registry import IMAGENET, Published, Variant, register_family
-from visionmlp.models.stage import MapStage, drop_path_rates, init_linear
+from visionmlp.models.stage import MapStage, Stage, drop_path_rates, init_linear
 from visionmlp.ops.cuda.displaced import Run, displaced_channels
 from visionmlp.ops.eager import in_eager_inference, takes_cuda_kernels
 from visionmlp.ops.product import linear as linear_product
@@ -102,26 +103,29 @@ def cycle_steps(kernel: tuple[int, int], dilation: int) -> list[Step]:
 
 
 class Move(NamedTuple):
-    """Channels ``first``, ``first + cycle``, ... read a step away."""
+    """Channels ``first``, ``first + stride``, ..., so many of them, read a step away."""
 
     first: int
-    cycle: int
+    channels: int
+    stride: int
     step: Step
+
+    @property
+    def where(self) -> slice:
+        """Their places in the map."""
+        return slice(self.first, self.first + (self.channels - 1) * self.stride + 1, self.stride)
 
 
 def moved_channels(x: Tensor, moves: Sequence[Move]) -> Tensor:
     """The moved channels of a map (B, H, W, C) side by side: (B, H, W, K)."""
-    if takes_cuda_kernels(x):
-        counts = [len(range(move.first, x.shape[3], move.cycle)) for move in moves]
-        if sum(counts) == x.shape[3] or not torch.is_grad_enabled():
-            runs = [Run(move.first, move.cycle, n, *move.step) for n, move in zip(counts, moves, strict=True)]
-            return displaced_channels(x, runs)
-    groups = [x[..., move.first :: move.cycle] for move in moves]
+    if takes_cuda_kernels(x) and (sum(move.channels for move in moves) == x.shape[3] or not torch.is_grad_enabled()):
+        return displaced_channels(x, [Run(move.first, move.stride, move.channels, *move.step) for move in moves])
+    groups = [x[..., move.where] for move in moves]
     if not in_eager_inference(x):
         return torch.cat([displaced(group, move.step) for group, move in zip(groups, moves, strict=True)], -1)
     # padding, cutting and joining would write every value twice
-    joined = x.new_empty(*x.shape[:3], sum(group.shape[3] for group in groups))
-    for target, group, move in zip(joined.split([g.shape[3] for g in groups], 3), groups, moves, strict=True):
+    joined = x.new_empty(*x.shape[:3], sum(move.channels for move in moves))
+    for target, group, move in zip(joined.split([move.channels for move in moves], 3), groups, moves, strict=True):
         write_displaced(target, group, move.step)
     return joined
 
@@ -139,13 +143,25 @@ class CycleFC(Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, H, W, C) to (B, H, W, C)."""
-        weight = torch.cat([self.weight[:, move.first :: move.cycle] for move in self.moves], 1)
+        weight = torch.cat([self.weight[:, move.where] for move in self.moves], 1)
         return linear_product(moved_channels(input, self.moves), weight, self.bias)
 
     @property
     def moves(self) -> list[Move]:
         """Where the channels are read, those of one step together."""
-        return [Move(first, self.cycle, step) for first, step in enumerate(self.steps)]
+        dim, cycle = self.in_features, self.cycle
+        return [Move(first, len(range(first, dim, cycle)), cycle, step) for first, step in enumerate(self.steps)]
+
+    @property
+    def grouped_moves(self) -> list[Move]:
+        """The same of a map whose channels stand in `group_order`: each step's are neighbours."""
+        counts = [move.channels for move in self.moves]
+        return [Move(sum(counts[:i]), count, 1, self.steps[i]) for i, count in enumerate(counts)]
+
+    @property
+    def group_order(self) -> list[int]:
+        """The channels of the first step, then those of the second, and so on."""
+        return [channel for move in self.moves for channel in range(self.in_features)[move.where]]
 
     def extra_repr(self) -> str:
         """Width and steps."""
@@ -156,7 +172,7 @@ class CycleMixer(ProjectedMixer):
     """Two Cycle FCs and a linear layer side by side, summed and projected."""
 
     def __init__(
-        self, *, mix_w: CycleFC, mix_h: CycleFC, mix_c: nn.Linear, reweight: Reweight | PlainSum, proj: nn.Linear
+        self, *, mix_w: nn.Module, mix_h: nn.Module, mix_c: nn.Linear, reweight: Reweight | PlainSum, proj: nn.Linear
     ) -> None:
         super().__init__()
         self.mix_w = mix_w
@@ -165,45 +181,65 @@ class CycleMixer(ProjectedMixer):
         self.reweight = reweight
         self.proj = proj
 
+    def cycles(self) -> tuple[CycleFC, CycleFC]:
+        """The two Cycle FCs of a training form."""
+        assert isinstance(self.mix_w, CycleFC)
+        assert isinstance(self.mix_h, CycleFC)
+        return self.mix_w, self.mix_h
+
     def mix(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to (B, H, W, C)."""
         return self.reweight(self.mix_w(x), self.mix_h(x), self.mix_c(x))
 
 
 class JointInput(nn.Module):
-    """What all branches of a `CycleMixer` read, side by side: the map itself, then its moved channels."""
+    """Moved channels of a map side by side."""
 
     def __init__(self, moves: Iterable[Move]) -> None:
         super().__init__()
-        self.moves = (Move(0, 1, (0, 0)), *moves)
+        self.moves = tuple(moves)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to (B, H, W, K)."""
         return moved_channels(x, self.moves)
 
     @staticmethod
-    def of(mixer: CycleMixer) -> tuple["JointInput", Tensor, Tensor]:
-        """The input of a mixer, and its branches' weights (3, C, K) on it and biases (3, C), in float64."""
-        cycles = (mixer.mix_w, mixer.mix_h)
-        moves = [[move for move in fc.moves if any(move.step)] for fc in cycles]
+    def of(mixer: CycleMixer, order: Sequence[int] | None) -> tuple["JointInput", Tensor, Tensor]:
+        """What all branches of a mixer read: the map itself, then its moved channels.
+
+        Args:
+            mixer: in training form.
+            order: of the map's channels, as in `CycleBlock.deployed`.
+
+        Returns:
+            The input, and the branches' weights (3, C, K) on it and biases (3, C), in float64.
+        """
+        dim = mixer.mix_c.in_features
+        # (branch, channels in the weight's columns, the same in the map)
+        moved = [
+            (branch, move.where, move if order is None else grouped)
+            for branch, fc in enumerate(mixer.cycles())
+            for move, grouped in zip(fc.moves, fc.grouped_moves, strict=True)
+            if any(move.step)
+        ]
         rows = []
-        for branch, fc in enumerate(cycles):
+        for branch, fc in enumerate(mixer.cycles()):
             weight = fc.weight.detach().double()
             in_place = weight.clone()
-            for move in moves[branch]:
-                in_place[:, move.first :: move.cycle] = 0
-            moved = [
-                weight[:, move.first :: move.cycle] * (owner == branch) for owner in (0, 1) for move in moves[owner]
-            ]
-            rows.append(torch.cat([in_place, *moved], 1))
+            for owner, channels, _ in moved:
+                if owner == branch:
+                    in_place[:, channels] = 0
+            columns = [weight[:, channels] * (owner == branch) for owner, channels, _ in moved]
+            rows.append(torch.cat([in_place if order is None else in_place[:, order], *columns], 1))
         weight = mixer.mix_c.weight.detach().double()
-        rows.append(F.pad(weight, (0, rows[0].shape[1] - weight.shape[1])))
-        biases = [fc.bias.detach().double() for fc in cycles]
-        return JointInput(moves[0] + moves[1]), torch.stack(rows), torch.stack([*biases, torch.zeros_like(biases[0])])
+        rows.append(F.pad(weight if order is None else weight[:, order], (0, rows[0].shape[1] - dim)))
+        biases = [fc.bias.detach().double() for fc in mixer.cycles()]
+        inputs = JointInput([Move(0, dim, 1, (0, 0)), *(move for _, _, move in moved)])
+        return inputs, torch.stack(rows), torch.stack([*biases, torch.zeros_like(biases[0])])
 
 
-class DeployedCycleSum(ResidualMixer):
-    """Deploy form of a `CycleMixer` without reweighting: one linear layer on the joint input."""
+class DisplacedLinear(ResidualMixer):
+    """A linear layer on moved channels: the deploy form of a `CycleFC`, and of a `CycleMixer` without reweighting."""
 
     def __init__(self, inputs: JointInput, fc: nn.Linear) -> None:
         super().__init__()
@@ -215,12 +251,19 @@ class DeployedCycleSum(ResidualMixer):
         return self.fc(self.inputs(x))
 
     @staticmethod
-    def fold(mixer: CycleMixer) -> "DeployedCycleSum":
-        """All four linear layers as one."""
-        inputs, weight, bias = JointInput.of(mixer)
-        proj = mixer.proj.weight.detach().double()
-        folded = linear(proj @ weight.sum(0), proj @ bias.sum(0) + mixer.proj.bias.double(), mixer.proj.weight)
-        return DeployedCycleSum(inputs, folded)
+    def of_grouped(fc: CycleFC) -> "DisplacedLinear":
+        """A Cycle FC of a map in `CycleFC.group_order`."""
+        weight = fc.weight.detach()[:, fc.group_order]
+        return DisplacedLinear(JointInput(fc.grouped_moves), linear(weight, fc.bias, fc.weight))
+
+    @staticmethod
+    def fold(mixer: CycleMixer, order: Sequence[int] | None) -> "DisplacedLinear":
+        """All four linear layers of a mixer as one."""
+        inputs, weight, bias = JointInput.of(mixer, order)
+        proj = reordered(mixer.proj, outputs=order)
+        matrix = proj.weight.detach().double()
+        folded = linear(matrix @ weight.sum(0), matrix @ bias.sum(0) + proj.bias.double(), proj.weight)
+        return DisplacedLinear(inputs, folded)
 
 
 class DeployedCycleMixer(ResidualMixer):
@@ -250,16 +293,48 @@ class DeployedCycleMixer(ResidualMixer):
         return linear_of_each(inputs, matrices, bias).unflatten(1, x.shape[1:3])
 
     @staticmethod
-    def fold(mixer: CycleMixer) -> "DeployedCycleMixer":
+    def fold(mixer: CycleMixer, order: Sequence[int] | None) -> "DeployedCycleMixer":
         """The branches on the joint input, whose mean goes straight into the reweighting."""
         assert isinstance(mixer.reweight, Reweight)
-        inputs, weight, bias = JointInput.of(mixer)
+        inputs, weight, bias = JointInput.of(mixer, order)
         reweight = copy.deepcopy(mixer.reweight)
         like, fc1 = mixer.proj.weight, mixer.reweight.fc1
         pooled_weight, pooled_bias = weight.sum(0), bias.sum(0)
         hidden = fc1.weight.detach().double()
         reweight.fc1 = linear(hidden @ pooled_weight, hidden @ pooled_bias + fc1.bias.double(), like)
-        return DeployedCycleMixer(inputs, parameter(weight, like), parameter(bias, like), reweight, mixer.proj)
+        proj = reordered(mixer.proj, outputs=order)
+        return DeployedCycleMixer(inputs, parameter(weight, like), parameter(bias, like), reweight, proj)
+
+
+class ChannelOrder(nn.Module):
+    """Puts channels that stand in another order back; the order is part of the state.
+
+    Layout (B, H, W, C).
+    """
+
+    places: Tensor
+
+    def __init__(self, order: Sequence[int], device: torch.device) -> None:
+        super().__init__()
+        self.register_buffer("places", torch.tensor(sorted(range(len(order)), key=order.__getitem__), device=device))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) to (B, H, W, C)."""
+        return x.flatten(0, 2).index_select(1, self.places).view_as(x)
+
+
+_Layer = TypeVar("_Layer", bound=nn.Module)
+
+
+def reordered(layer: _Layer, *, inputs: Sequence[int] | None = None, outputs: Sequence[int] | None = None) -> _Layer:
+    """A copy of a linear layer, convolution or LayerNorm with inputs or outputs in another order; None is its own."""
+    layer = copy.deepcopy(layer)
+    for value in layer.parameters():
+        if outputs is not None:
+            value.data = value.data[outputs]
+        if inputs is not None and value.dim() > 1:
+            value.data = value.data[:, inputs].contiguous()
+    return layer
 
 
 class CycleBlock(Block, Fusible):
@@ -284,22 +359,46 @@ class CycleBlock(Block, Fusible):
         )
         self.positions = config.positions(stage)
 
+    @property
+    def group_order(self) -> list[int] | None:
+        """The order of channels in which both Cycle FCs read neighbours; None where there is none."""
+        if not isinstance(self.spatial, CycleMixer):
+            return None
+        first, second = self.spatial.cycles()
+        return first.group_order if len(first.steps) == len(second.steps) > 1 else None
+
     def fused(self) -> nn.Module:
         """Fewer products on maps; both LayerNorms stay whole.
 
         The zeros of a displacement stand behind the first one's shift, and neither costs less without scale and shift.
         """
+        return deployed_block(*self.deployed(None))
+
+    def deployed(self, order: Sequence[int] | None) -> tuple[DeployedResidual, DeployedMapMLP]:
+        """Deploy form of both residual parts.
+
+        Args:
+            order: of the channels of the map that they take and give, `group_order`; None is the training form's.
+        """
         assert isinstance(self.spatial, CycleMixer)
         assert isinstance(self.channel, ChannelMLP)
-        spatial = DeployedResidual(self.norm1, self._deployed_mixer(self.spatial))
-        return deployed_block(spatial, DeployedMapMLP(self.norm2, self.channel.fc1, self.channel.act, self.channel.fc2))
+        norm1, norm2 = (reordered(norm, outputs=order) for norm in (self.norm1, self.norm2))
+        fc1, fc2 = reordered(self.channel.fc1, inputs=order), reordered(self.channel.fc2, outputs=order)
+        spatial = DeployedResidual(norm1, self._deployed_mixer(self.spatial, order))
+        return spatial, DeployedMapMLP(norm2, fc1, self.channel.act, fc2)
 
-    def _deployed_mixer(self, mixer: CycleMixer) -> ResidualMixer:
+    def _deployed_mixer(self, mixer: CycleMixer, order: Sequence[int] | None) -> ResidualMixer:
         if isinstance(mixer.reweight, PlainSum):
-            return DeployedCycleSum.fold(mixer)
-        deployed = DeployedCycleMixer.fold(mixer)
+            return DisplacedLinear.fold(mixer, order)
+        deployed = DeployedCycleMixer.fold(mixer, order)
         # merging into a matrix for each image costs C * C * K, and saves more than C * C for each position
-        return deployed if self.positions > deployed.weight.shape[2] else mixer
+        if self.positions > deployed.weight.shape[2]:
+            return deployed
+        if order is None:
+            return mixer
+        mix_w, mix_h = (DisplacedLinear.of_grouped(fc) for fc in mixer.cycles())
+        mix_c, proj = reordered(mixer.mix_c, inputs=order), reordered(mixer.proj, outputs=order)
+        return CycleMixer(mix_w=mix_w, mix_h=mix_h, mix_c=mix_c, reweight=mixer.reweight, proj=proj)
 
 
 class CycleMLP(FusibleBackbone):
@@ -330,6 +429,22 @@ class CycleMLP(FusibleBackbone):
         # the convolutions keep PyTorch's default, as in the authors' code
         self.apply(init_linear)
 
+    def fused(self) -> Backbone:
+        """As of every family, with the channels of each stage in the order of their steps.
+
+        Then those that move together are neighbours, which are read at a fraction of the cost of every third channel.
+        The embeddings give that order, all layers of a stage keep it, and its last block puts it back.
+        """
+        deployed = super().fused()
+        stages = self._stages()
+        orders = [_common_order(stage) for stage in stages]
+        if orders[0] is not None and isinstance(self.stem, ConvEmbed):
+            deployed.stem = _reordered_embed(self.stem, orders[0])
+        deployed.stages = nn.Sequential(
+            *(stage if order is None else _grouped(stage, order) for stage, order in zip(stages, orders, strict=True))
+        )
+        return deployed
+
     def init_classifier(self, layer: nn.Linear) -> None:
         """Truncated normal of deviation 0.02, zero bias, like every other linear layer."""
         init_linear(layer)
@@ -355,6 +470,30 @@ class CycleMLP(FusibleBackbone):
                 steps = [module.steps[i % module.cycle] for i in range(module.in_features)]
                 constants[theirs] = torch.tensor(steps, dtype=torch.float32).view(1, -1, 1, 1)
         return constants
+
+
+def _common_order(stage: Stage) -> list[int] | None:
+    first, *others = (block.group_order if isinstance(block, CycleBlock) else None for block in stage.blocks)
+    return first if all(order == first for order in others) else None
+
+
+def _reordered_embed(embed: ConvEmbed, order: Sequence[int]) -> ConvEmbed:
+    result = copy.deepcopy(embed)
+    result.proj = reordered(embed.proj, outputs=order)
+    return result
+
+
+def _grouped(stage: Stage, order: Sequence[int]) -> Stage:
+    """The blocks in deploy form on channels of this order, which the embedding before them gives."""
+    grouped = copy.copy(stage)  # with its flags
+    grouped._modules = dict(stage._modules)
+    if isinstance(stage.downsample, ConvEmbed):
+        grouped.downsample = _reordered_embed(stage.downsample, order)
+    *first, (spatial, channel) = (block.deployed(order) for block in stage.blocks if isinstance(block, CycleBlock))
+    back = ChannelOrder(order, channel.fc1.weight.device)
+    last = OrderedDict[str, nn.Module](spatial=spatial, channel=channel, order=back)
+    grouped.blocks = nn.Sequential(*(deployed_block(*both) for both in first), nn.Sequential(last))
+    return grouped
 
 
 _OFFICIAL_NAMES = {
