@@ -3,12 +3,14 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.ops import deform_conv2d
 
 import visionmlp
 from tests.randomise import randomise
 from visionmlp.errors import CheckpointMismatch, InvalidConfig
+from visionmlp.layers.patch_embed import ConvEmbed
 from visionmlp.layers.reweight import PlainSum
 from visionmlp.models.cyclemlp import (
     CycleFC,
@@ -22,6 +24,7 @@ from visionmlp.models.cyclemlp import (
 
 OPTIONS = [
     {},
+    {"blocks": (3,), "dims": (16,), "mlp_ratios": (2,)},  # each block is a level
     {"pseudo_kernel_w": (1, 7)},
     {"pseudo_kernel_w": (1, 5), "pseudo_kernel_h": (3, 3)},
     {"pseudo_kernel_w": (5, 5), "pseudo_kernel_h": (1, 1)},  # more steps than one stage has channels
@@ -155,6 +158,49 @@ def test_channels_that_move_together_are_neighbours_in_a_deploy_form():
     assert strides(pseudo_kernel_w=(1, 5), pseudo_kernel_h=(5, 1), dilation=2) == {1}
     # no one order makes neighbours of both cycles
     assert strides(pseudo_kernel_w=(1, 5), reweight=False) == {1, 3, 5}
+
+
+class Scaled(nn.Module):
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.part = part
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.part(x) * 2
+
+
+def wrap_stem(model: nn.Module) -> None:
+    model.stem = Scaled(model.stem)
+
+
+def wrap_downsample(model: nn.Module) -> None:
+    model.stages[1].downsample = Scaled(model.stages[1].downsample)
+
+
+def norm_stem(model: nn.Module) -> None:
+    stem = ConvEmbed(3, 16, 7, stride=4, padding=2, layout="BHWC", batch_norm=True)
+    model.stem = randomise(stem).double()
+
+
+def prune_layer(model: nn.Module) -> None:
+    prune.random_unstructured(model.stages[0].blocks[0].channel.fc1, "weight", 0.5)
+
+
+def share_norm(model: nn.Module) -> None:
+    first, second = model.stages[0].blocks
+    second.norm1 = first.norm1
+
+
+@pytest.mark.parametrize("change", [wrap_stem, wrap_downsample, norm_stem, prune_layer, share_norm])
+@torch.no_grad()
+def test_changed_models_have_equal_deploy_forms(change):
+    model = randomise(visionmlp.create_model("cyclemlp_test")).double()
+    before = model.eval()(image())
+    change(model)
+    expected = model.eval()(image())
+    assert (expected - before).abs().max() > 1e-3
+    deployed = visionmlp.reparameterize(model)(image())
+    torch.testing.assert_close(deployed, expected, rtol=0, atol=1e-12 * expected.abs().max().item())
 
 
 @torch.no_grad()

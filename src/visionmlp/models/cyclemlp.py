@@ -327,7 +327,9 @@ _Layer = TypeVar("_Layer", bound=nn.Module)
 
 
 def reordered(layer: _Layer, *, inputs: Sequence[int] | None = None, outputs: Sequence[int] | None = None) -> _Layer:
-    """A copy of a linear layer, convolution or LayerNorm with inputs or outputs in another order; None is its own."""
+    """A copy of a linear layer, convolution or LayerNorm with inputs or outputs in this order; itself for None."""
+    if inputs is outputs is None:
+        return layer
     layer = copy.deepcopy(layer)
     for value in layer.parameters():
         if outputs is not None:
@@ -361,11 +363,15 @@ class CycleBlock(Block, Fusible):
 
     @property
     def group_order(self) -> list[int] | None:
-        """The order of channels in which both Cycle FCs read neighbours; None where there is none."""
-        if not isinstance(self.spatial, CycleMixer):
+        """The order of channels in which both Cycle FCs read neighbours; None if none is, or a layer is foreign."""
+        mixer, mlp = self.spatial, self.channel
+        if not isinstance(mixer, CycleMixer) or not isinstance(mlp, ChannelMLP):
             return None
-        first, second = self.spatial.cycles()
-        return first.group_order if len(first.steps) == len(second.steps) > 1 else None
+        first, second = mixer.mix_w, mixer.mix_h
+        if not isinstance(first, CycleFC) or not isinstance(second, CycleFC) or len(first.steps) != len(second.steps):
+            return None
+        layers = (first, second, mixer.mix_c, mixer.proj, mlp.fc1, mlp.fc2, self.norm1, self.norm2)
+        return first.group_order if len(first.steps) > 1 and all(map(_is_plain, layers)) else None
 
     def fused(self) -> nn.Module:
         """Fewer products on maps; both LayerNorms stay whole.
@@ -433,12 +439,16 @@ class CycleMLP(FusibleBackbone):
         """As of every family, with the channels of each stage in the order of their steps.
 
         Then those that move together are neighbours, which are read at a fraction of the cost of every third channel.
-        The embeddings give that order, all layers of a stage keep it, and its last block puts it back.
+        The embeddings give that order, all layers of a stage keep it, and its last block puts it back: maps between the
+        blocks of a stage have it, feature levels do not.
         """
         deployed = super().fused()
         stages = self._stages()
-        orders = [_common_order(stage) for stage in stages]
-        if orders[0] is not None and isinstance(self.stem, ConvEmbed):
+        if len(stages) == 1:  # each of its blocks is a feature level
+            return deployed
+        embeds = [self.stem, *(stage.downsample for stage in stages[1:])]
+        orders = [_common_order(embed, stage) for embed, stage in zip(embeds, stages, strict=True)]
+        if orders[0] is not None:
             deployed.stem = _reordered_embed(self.stem, orders[0])
         deployed.stages = nn.Sequential(
             *(stage if order is None else _grouped(stage, order) for stage, order in zip(stages, orders, strict=True))
@@ -472,12 +482,22 @@ class CycleMLP(FusibleBackbone):
         return constants
 
 
-def _common_order(stage: Stage) -> list[int] | None:
+def _is_plain(layer: nn.Module) -> bool:
+    """Whether its outputs and inputs are the rows and columns of its weight: neither wrapped nor parametrised."""
+    names = {name for name, _ in (*layer.named_parameters(), *layer.named_buffers())}
+    return type(layer) in (Linear, CycleFC, nn.LayerNorm, nn.Conv2d) and names <= {"weight", "bias"}
+
+
+def _common_order(embed: nn.Module, stage: Stage) -> list[int] | None:
+    """The order that an embedding can give and all blocks can keep."""
+    if type(embed) is not ConvEmbed or not isinstance(embed.norm, nn.Identity) or not _is_plain(embed.proj):
+        return None
     first, *others = (block.group_order if isinstance(block, CycleBlock) else None for block in stage.blocks)
     return first if all(order == first for order in others) else None
 
 
-def _reordered_embed(embed: ConvEmbed, order: Sequence[int]) -> ConvEmbed:
+def _reordered_embed(embed: nn.Module, order: Sequence[int]) -> ConvEmbed:
+    assert isinstance(embed, ConvEmbed)
     result = copy.deepcopy(embed)
     result.proj = reordered(embed.proj, outputs=order)
     return result
@@ -487,7 +507,7 @@ def _grouped(stage: Stage, order: Sequence[int]) -> Stage:
     """The blocks in deploy form on channels of this order, which the embedding before them gives."""
     grouped = copy.copy(stage)  # with its flags
     grouped._modules = dict(stage._modules)
-    if isinstance(stage.downsample, ConvEmbed):
+    if not isinstance(stage.downsample, nn.Identity):
         grouped.downsample = _reordered_embed(stage.downsample, order)
     *first, (spatial, channel) = (block.deployed(order) for block in stage.blocks if isinstance(block, CycleBlock))
     back = ChannelOrder(order, channel.fc1.weight.device)
