@@ -75,7 +75,9 @@ def contenders(name: str, batch: int, runtime: str, threads: int) -> dict[str, C
     for side, call in calls.items():
         error = ((torch.as_tensor(call()) - expected).abs().max() / expected.abs().max()).item()
         if not error < TOLERANCE:
-            raise RuntimeError(f"{side} differs from the textbook form in PyTorch by {error:.1e} of the largest output")
+            raise RuntimeError(
+                f"{name} in {runtime}: {side} is off PyTorch's textbook by {error:.1e} of the largest output"
+            )
     return calls
 
 

@@ -209,8 +209,14 @@ def test_a_deploy_form_of_another_channel_order_is_refused():
     deployed = visionmlp.reparameterize(model)
     state = deployed.state_dict()
     assert [name for name in state if name.endswith("places")] == [f"stages.{i}.blocks.1.order.places" for i in (0, 1)]
+    for places in (torch.arange(16), torch.arange(16) + 1000, torch.full((16,), torch.nan)):
+        with pytest.raises(CheckpointMismatch, match="another order of channels"):
+            deployed.load_state_dict(state | {"stages.0.blocks.1.order.places": places})
+    halved = {name: value.half() for name, value in state.items()}
+    deployed.load_state_dict(halved, assign=True)
+    assert deployed.half()(image().half()).isfinite().all()
     del state["stages.0.blocks.1.order.places"]
-    with pytest.raises(RuntimeError, match="places"):
+    with pytest.raises(RuntimeError, match=r"Missing key.*places"):
         deployed.load_state_dict(state)
     changed = visionmlp.reparameterize(model)
     changed.stages[0].blocks[1].order.places.copy_(torch.arange(16))

@@ -15,12 +15,13 @@ import math
 import re
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from visionmlp.errors import CheckpointMismatch
 from visionmlp.layers.block import Block, DeployedResidual, ProjectedMixer, ResidualMixer, deployed_block
 from visionmlp.layers.channel_mlp import ChannelMLP, DeployedMapMLP
 from visionmlp.layers.drop_path import DropPath
@@ -307,20 +308,32 @@ class DeployedCycleMixer(ResidualMixer):
 
 
 class ChannelOrder(nn.Module):
-    """Puts channels that stand in another order back; the order is part of the state.
+    """Puts channels that stand in another order back. Layout (B, H, W, C).
 
-    Layout (B, H, W, C).
+    The order is part of the state, so that the weights of one order are not loaded as those of another.
     """
 
     places: Tensor
 
     def __init__(self, order: Sequence[int], device: torch.device) -> None:
         super().__init__()
-        self.register_buffer("places", torch.tensor(sorted(range(len(order)), key=order.__getitem__), device=device))
+        self.expected = sorted(range(len(order)), key=order.__getitem__)
+        self.register_buffer("places", torch.tensor(self.expected, device=device))
+        self.register_load_state_dict_pre_hook(_check_places)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to (B, H, W, C)."""
         return x.flatten(0, 2).index_select(1, self.places).view_as(x)
+
+
+def _check_places(order: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Raise CheckpointMismatch for a state of another order, which would be a wrong one."""
+    assert isinstance(order, ChannelOrder)
+    key = f"{prefix}places"
+    if key in state:
+        if state[key].tolist() != order.expected:
+            raise CheckpointMismatch(f"{key} holds another order of channels; save the deploy form again")
+        state[key] = state[key].long()  # a state may be all of one dtype
 
 
 _Layer = TypeVar("_Layer", bound=nn.Module)
