@@ -32,9 +32,10 @@ from visionmlp.data.decode import decode
 from visionmlp.data.sources import open_evaluation_data
 from visionmlp.data.transforms import Preprocessing
 from visionmlp.deploy.certificate import randomise
+from visionmlp.deploy.division import part_of
 from visionmlp.deploy.graphs import export_program, openvino_model
 from visionmlp.deploy.quantize import CALIBRATION_IMAGES, calibration_images, quantize_onnx, quantize_openvino
-from visionmlp.deploy.runtimes import openvino_call, session_of, streams_for
+from visionmlp.deploy.runtimes import openvino_call, session_of
 from visionmlp.deploy.session import Call
 from visionmlp.measure.timing import describe_machine, interleave
 from visionmlp.models.checkpoint import CheckpointInfo, default_preprocessing
@@ -93,8 +94,8 @@ def contenders(
 ) -> tuple[dict[str, Call], dict[str, str]]:
     """Calls by name, and the int8 products of those that say."""
     example = torch.zeros(shape)
-    streams = streams_for(len(example), threads)
-    part = example[: len(example) // streams]
+    part = example[: part_of(len(example), threads)]
+    divided = len(part) < len(example)
     graph = openvino_model(export_program(model, part, batch=len(part)))
     plain, int8 = folder / "plain.onnx", folder / "int8.onnx"
     with contextlib.redirect_stdout(io.StringIO()):
@@ -106,8 +107,8 @@ def contenders(
     calls = {
         EAGER: eager_call(visionmlp.prepack(model)),
         "AOTInductor float32": session_of(model, example, runtime="aotinductor", threads=threads),
-        "OpenVINO float32": openvino_call(graph, "float32", threads, streams=streams),
-        "OpenVINO int8": openvino_call(quantised, "int8", threads, streams=streams),
+        "OpenVINO float32": openvino_call(graph, "float32", threads, divided=divided),
+        "OpenVINO int8": openvino_call(quantised, "int8", threads, divided=divided),
         "ONNX Runtime float32": onnx_call(plain, threads),
         "ONNX Runtime int8": onnx_call(int8, threads),
     }

@@ -4,14 +4,17 @@
     ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 python benchmarks/textbook_speed.py   # as without AVX-512
 
 All contenders of a model and a batch size take turns; times are medians, float32, 224x224. Eager mode is our packed
-deploy form against the textbook network as its authors serve it; OpenVINO is `visionmlp.deploy`'s session against the
-textbook network converted and compiled as OpenVINO's own documentation does it; "training" is forward and backward pass
-of both in training mode. A number above 1 says how many times as fast ours is; "limit" is what that number would be if
-ours took no longer than its multiply-accumulates at the rate of the best matrix product of the same run.
+deploy form against the textbook network as its authors serve it; OpenVINO and ONNX Runtime are `visionmlp.deploy`'s
+sessions against the textbook network converted and run as the runtime's own documentation does it; "training" is
+forward and backward pass of both in training mode. A number above 1 says how many times as fast ours is; "limit" is
+what that number would be if ours took no longer than its multiply-accumulates at the rate of the best matrix product of
+the same run.
 """
 
 import argparse
+import contextlib
 import dataclasses
+import io
 import os
 import statistics
 from collections.abc import Callable, Iterator
@@ -86,8 +89,8 @@ def _inference(model: nn.Module, images: Tensor) -> Call:
 
 
 def _session(model: nn.Module, images: Tensor, runtime: str, threads: int, *, plain: bool) -> Call:
-    if plain and runtime == "openvino":
-        return _plain_openvino(model, images, threads)
+    if plain:
+        return (_plain_openvino if runtime == "openvino" else _plain_onnx)(model, images, threads)
     session, values = session_of(model, images, runtime=runtime, threads=threads), images.numpy()  # type: ignore[arg-type]
     return lambda: session(values)
 
@@ -101,6 +104,20 @@ def _plain_openvino(model: nn.Module, images: Tensor, threads: int) -> Call:
     compiled = openvino.compile_model(converted, "CPU", hints)
     values = images.numpy()
     return lambda: next(iter(compiled(values).values()))
+
+
+def _plain_onnx(model: nn.Module, images: Tensor, threads: int) -> Call:
+    import onnxruntime
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        program = torch.onnx.export(model, (images,), dynamo=True, verbose=False, input_names=["images"])
+    assert program is not None
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    graph = program.model_proto.SerializeToString()
+    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    values = images.numpy()
+    return lambda: session.run(None, {"images": values})[0]
 
 
 def measured(name: str, batches: list[int], runtimes: list[str], seconds: float) -> Iterator[dict[str, object]]:

@@ -16,10 +16,11 @@ from torch import nn
 import visionmlp
 from visionmlp.deploy import runtimes
 from visionmlp.deploy.certificate import relative_error
+from visionmlp.deploy.division import DividedCall
 from visionmlp.deploy.export import _randomise, export_model
 from visionmlp.deploy.graphs import ExportError, Sides, export_program, openvino_model
 from visionmlp.deploy.metadata import ExportMetadata, metadata_of
-from visionmlp.deploy.runtimes import open_session, session_of, session_of_model, streams_for
+from visionmlp.deploy.runtimes import open_session, session_of, session_of_model
 from visionmlp.deploy.session import SessionModel
 from visionmlp.errors import CheckpointError, InvalidConfig, InvalidImageSize, MissingExtra
 from visionmlp.layers.fusible import reparameterize
@@ -270,39 +271,83 @@ def test_onnx_graphs_mix_channels_by_convolutions(name: str, tmp_path: Path) -> 
     assert not eager._as_images
 
 
-@pytest.mark.parametrize(
-    ("batch", "threads", "streams"), [(8, 2, 2), (7, 2, 1), (9, 2, 1), (4, 1, 1), (64, 16, 16), (32, 16, 1)]
-)
-def test_batches_are_divided_into_equal_parts_that_are_worth_it(batch: int, threads: int, streams: int) -> None:
-    assert streams_for(batch, threads) == streams
-
-
 def test_openvino_divides_large_batches(files: Path, model, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, streams = runtimes.openvino_call, []
+    real, divided = runtimes.openvino_call, []
 
     def counted(*arguments, **options):
-        streams.append(options.get("streams", 1))
+        divided.append(options.get("divided", False))
         return real(*arguments, **options)
 
     monkeypatch.setattr(runtimes, "openvino_call", counted)
     session = open_session(files / "m.xml", threads=2)
     with torch.no_grad():
-        for batch in (3, 8, 8, 16):
+        for batch in (3, 8, 8, 14, 6):
             logits = torch.from_numpy(session(images_of(batch).numpy()))
             assert relative_error(model(images_of(batch)), logits) < 1e-5
         exact = model(images_of(8))
-    assert streams == [1, 2]
+    assert divided == [False, True]
     fixed = session_of(model, images_of(8), runtime="openvino", threads=2)
-    assert streams == [1, 2, 2]
+    assert divided == [False, True, True]
     assert relative_error(exact, torch.from_numpy(fixed(images_of(8).numpy()))) < 1e-5
-    with pytest.raises(ExportError, match=r"OpenVINO cannot run this model at \(8, 3, 64, 32\)"):
+    with pytest.raises(ExportError, match=r"OpenVINO cannot run this model at images of \(3, 64, 32\)"):
         fixed(np.zeros((8, 3, 64, 32), np.float32))
     assert relative_error(exact, torch.from_numpy(fixed(images_of(8).numpy()))) < 1e-5
 
 
+def test_onnx_runtime_divides_large_batches(files: Path, model, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, sessions = runtimes.onnx_session, []
+
+    def counted(path: Path, threads: int | None, reason):
+        sessions.append(threads)
+        return real(path, threads, reason)
+
+    monkeypatch.setattr(runtimes, "onnx_session", counted)
+    session = open_session(files / "m.onnx", threads=2)
+    with torch.no_grad():
+        for batch in (3, 8, 8, 14, 6):
+            logits = torch.from_numpy(session(images_of(batch).numpy()))
+            assert relative_error(model(images_of(batch)), logits) < 1e-5
+        exact = model(images_of(8))
+    assert sessions == [2, 1]
+    fixed = session_of(model, images_of(8), runtime="onnxruntime", threads=2)
+    assert sessions == [2, 1, 1]
+    assert relative_error(exact, torch.from_numpy(fixed(images_of(8).numpy()))) < 1e-5
+    for call in (fixed, session.call):
+        with pytest.raises(ExportError, match=r"ONNX Runtime cannot run this model at images of \(3, 64, 32\)"):
+            call(np.zeros((8, 3, 64, 32), np.float32))
+        assert relative_error(exact, torch.from_numpy(call(images_of(8).numpy()))) < 1e-5
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".xml"])
+def test_one_thread_divides_large_batches_too(suffix: str, files: Path, model) -> None:
+    session = open_session(files / f"m{suffix}", threads=1)
+    assert isinstance(session.call, DividedCall) or suffix == ".onnx"
+    with torch.no_grad():
+        for batch in (1, 6, 9, 7):
+            logits = torch.from_numpy(session(images_of(batch).numpy()))
+            assert relative_error(model(images_of(batch)), logits) < 1e-5
+
+
+@pytest.mark.parametrize("fate", ["replaced", "removed"])
+def test_an_onnx_file_that_changed_since_it_was_opened_is_not_read_again(
+    fate: str, files: Path, model, tmp_path: Path
+) -> None:
+    path = tmp_path / "m.onnx"
+    shutil.copy(files / "m.onnx", path)
+    session = open_session(path, threads=2)
+    path.unlink()
+    if fate == "replaced":
+        other, info = load_model("resmlp_test", depth=2)
+        export_model(other, info, path)
+    with torch.no_grad():
+        logits = torch.from_numpy(session(images_of(8).numpy()))
+        assert relative_error(model(images_of(8)), logits) < 1e-5
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".xml"])
 @pytest.mark.parametrize("batch", [3, 8])
-def test_two_threads_may_call_one_session(batch: int, files: Path, model) -> None:
-    session = open_session(files / "m.xml", threads=2)
+def test_two_threads_may_call_one_session(suffix: str, batch: int, files: Path, model) -> None:
+    session = open_session(files / f"m{suffix}", threads=2)
     inputs = [images_of(batch) + i for i in range(2)]
     with torch.no_grad():
         exact = [model(images) for images in inputs]

@@ -15,9 +15,10 @@ from visionmlp.bench.contenders import Contender
 from visionmlp.bench.precision import Dtype, computing_in, in_precision, torch_dtype
 from visionmlp.bench.watch import Operation, operations
 from visionmlp.deploy.aotinductor import check_compiler
+from visionmlp.deploy.division import part_of
 from visionmlp.deploy.graphs import export_program, openvino_model
 from visionmlp.deploy.quantize import MINIMUM_IMAGES, quantize_openvino
-from visionmlp.deploy.runtimes import openvino_call, session_of, streams_for
+from visionmlp.deploy.runtimes import openvino_call, session_of
 from visionmlp.errors import InvalidConfig, require
 from visionmlp.layers.packing import prepack
 from visionmlp.measure.catalog import count_macs
@@ -210,11 +211,10 @@ class Runners:
 
 def _int8_session(module: nn.Module, images: Tensor, *, threads: int) -> Callable[[np.ndarray], object]:
     """The model in int8 by OpenVINO, calibrated on random images: its speed does not depend on the ranges."""
-    streams = streams_for(len(images), threads)
-    part = images[: len(images) // streams]
+    part = images[: part_of(len(images), threads)]
     graph = openvino_model(export_program(module, part, batch=len(part)))
     calibration = [np.random.default_rng(0).standard_normal(part.shape, dtype=np.float32)] * MINIMUM_IMAGES
-    return openvino_call(quantize_openvino(graph, calibration), "int8", threads, streams=streams)
+    return openvino_call(quantize_openvino(graph, calibration), "int8", threads, divided=len(part) < len(images))
 
 
 def count_step_macs(module: nn.Module, input_size: tuple[int, int, int]) -> int:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from visionmlp.deploy import aotinductor
+from visionmlp.deploy.division import DividedCall, part_of
 from visionmlp.deploy.graphs import ExportError, example_images, export_program, onnx_program, openvino_model
 from visionmlp.deploy.metadata import PROGRAM_ENTRY, RT_INFO_KEY, Dtype, ExportMetadata, metadata_of
 from visionmlp.deploy.session import Call, Session
@@ -96,15 +97,15 @@ def session_of(model: nn.Module, images: Tensor, *, runtime: GraphRuntime, threa
     check_threads(threads)
     dtype = next(model.parameters()).dtype
     half = runtime == "openvino" and dtype == torch.bfloat16
-    streams = streams_for(len(images), threads) if runtime == "openvino" else 1
-    batch = len(images) // streams
+    batch = part_of(len(images), _count(threads)) if runtime in ("onnxruntime", "openvino") else len(images)
     program = export_program(
         copy.deepcopy(model).float() if half else model,
         images[:batch].float(),
         batch=batch,
         as_images=runtime == "onnxruntime",
     )
-    return _call_of(program, runtime, dtype="bf16" if half else "float32", threads=threads, streams=streams)
+    divided = batch < len(images)
+    return _call_of(program, runtime, dtype="bf16" if half else "float32", threads=threads, divided=divided)
 
 
 def session_of_model(
@@ -133,16 +134,19 @@ def session_of_model(
 
 
 def _call_of(
-    program: ExportedProgram, runtime: GraphRuntime, *, dtype: Dtype, threads: int | None, streams: int = 1
+    program: ExportedProgram, runtime: GraphRuntime, *, dtype: Dtype, threads: int | None, divided: bool = False
 ) -> Call:
-    """A graph in a runtime, without a file; ``dtype`` and ``streams`` are OpenVINO's, as in `openvino_call`."""
+    """A graph in a runtime, without a file.
+
+    ``dtype`` is OpenVINO's; ``divided`` says that the graph takes one part of the batches that the call will get.
+    """
     if runtime == "pt2":
         return _torch_call(program.module(), threads)
     if runtime == "aotinductor":
         return _torch_call(aotinductor.compile_in_memory(program), threads)
     if runtime == "onnxruntime":
-        return _onnx_call(_onnx_session_of(onnx_program(program), threads))
-    return _openvino_call(openvino_model(program), dtype, threads, streams)
+        return _onnx_call(functools.partial(_onnx_session_of, onnx_program(program)), threads, divided=divided)
+    return _openvino_call(openvino_model(program), dtype, threads, divided=divided)
 
 
 def check_threads(threads: int | None) -> None:
@@ -151,13 +155,32 @@ def check_threads(threads: int | None) -> None:
         raise InvalidConfig(f"threads must be at least 1 and at most {MOST_THREADS}, got {threads}")
 
 
+def _count(threads: int | None) -> int:
+    return threads or torch.get_num_threads()
+
+
 # ONNX Runtime
 
 
 def _open_onnx(path: Path, threads: int | None) -> Session:
-    session = onnx_session(path, threads, lambda text: CheckpointError(f"ONNX Runtime cannot load {path}: {text}"))
-    metadata = ExportMetadata.from_text(session.get_modelmeta().custom_metadata_map, path)
-    return Session(metadata, _onnx_call(session))
+    opened = _identity(path)
+
+    def session(threads: int | None) -> Any:
+        if _identity(path) != opened:
+            raise CheckpointError(f"{path} is no longer the file that was opened; open it again")
+        return onnx_session(path, threads, lambda text: CheckpointError(f"ONNX Runtime cannot load {path}: {text}"))
+
+    whole = session(threads)
+    metadata = ExportMetadata.from_text(whole.get_modelmeta().custom_metadata_map, path)
+    return Session(metadata, _onnx_call(session, threads, whole=whole))
+
+
+def _identity(path: Path) -> tuple[int, ...] | None:
+    """What tells whether a file is still the same; None if it is gone."""
+    with contextlib.suppress(OSError):
+        status = path.stat()
+        return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+    return None
 
 
 def _onnx_session_of(program: torch.onnx.ONNXProgram, threads: int | None) -> Any:
@@ -181,11 +204,56 @@ def onnx_session(path: Path, threads: int | None, reason: Callable[[str], Except
         return runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
-def _onnx_call(session: Any) -> Call:
+def _onnx_call(
+    session: Callable[[int | None], Any], threads: int | None, *, divided: bool = False, whole: Any = None
+) -> Call:
+    """A graph in ONNX Runtime, which divides large batches among sessions' calls of one thread.
+
+    Args:
+        session: the graph in a session of so many threads; large batches need one more, of one thread, which is made
+            when the first comes. Where that raises CheckpointError, they are computed whole.
+        threads: as in `open_session`.
+        divided: whether the graph takes one part of every batch, not the batch.
+        whole: ``session(threads)``, if that has been made.
+    """
+    count = _count(threads)
+
+    def size(batch: int) -> int:
+        return part_of(batch, count)
+
+    if divided:
+        return DividedCall([_run_of(session(1))] * count, size)
+    whole = session(threads) if whole is None else whole
+    call_whole = _run_of(whole)
+    if isinstance(whole.get_inputs()[0].shape[0], int):
+        return call_whole
+
+    @functools.cache
+    def call_parts() -> Call:
+        try:
+            return DividedCall([call_whole] if count == 1 else [_run_of(session(1))] * count, size)
+        except CheckpointError:
+            return call_whole
+
+    # two threads make no second session for their first batches
+    lock = threading.Lock()
+
+    def call(images: np.ndarray) -> np.ndarray:
+        if size(len(images)) == len(images):
+            return call_whole(images)
+        with lock:
+            parts = call_parts()
+        return parts(images)
+
+    return call
+
+
+def _run_of(session: Any) -> Call:
     name = session.get_inputs()[0].name
 
     def call(images: np.ndarray) -> np.ndarray:
-        with explained(lambda text: ExportError(f"ONNX Runtime cannot run this model at {images.shape}: {text}")):
+        shape = images.shape[1:]
+        with explained(lambda text: ExportError(f"ONNX Runtime cannot run this model at images of {shape}: {text}")):
             return session.run(None, {name: images})[0]
 
     return call
@@ -223,7 +291,7 @@ def _open_openvino(path: Path, threads: int | None) -> Session:
 
 
 def openvino_call(
-    model: "openvino.Model", dtype: Dtype, threads: int | None, *, streams: int = 1, whole: Call | None = None
+    model: "openvino.Model", dtype: Dtype, threads: int | None, *, divided: bool = False, whole: Call | None = None
 ) -> Call:
     """A graph of OpenVINO, compiled for the CPU.
 
@@ -231,13 +299,13 @@ def openvino_call(
         model: the graph.
         dtype: what its products are computed in.
         threads: as in `open_session`.
-        streams: parts that every batch is divided into, computed at the same time with their share of the threads each;
-            the graph takes one part.
+        divided: compute batches in parts of `part_of` images, each in a stream of one thread; the graph takes a part.
         whole: the same graph in one stream, which several are compared with in float32; compiled for that if None.
 
     Raises:
         ExportError: if it cannot be compiled; the call raises it too.
     """
+    streams = _count(threads) if divided else 1
     settings: dict[str, Any] = {
         "PERFORMANCE_HINT": "LATENCY",
         # else it computes in bfloat16 wherever the CPU can
@@ -255,33 +323,39 @@ def openvino_call(
         except RuntimeError as error:
             raise ExportError(f"OpenVINO cannot compile this model: {_last_line(error)}") from error
 
-    requests, checked = compiled_requests(), streams == 1
-    # a request computes one batch at a time
+    def size(batch: int) -> int:
+        return part_of(batch, streams) if divided else batch
+
+    requests = compiled_requests()
+    if streams == 1:
+        return DividedCall([_request_call(requests[0])], size)
+
+    parts: DividedCall | None = None
     lock = threading.Lock()
 
     def call(images: np.ndarray) -> np.ndarray:
-        nonlocal requests, checked
-        failures = []
+        nonlocal parts
         with lock:
-            if not checked:
-                part = images[: len(images) // streams]
+            if parts is None:
+                part = images[: size(len(images))]
                 # below float32, other threads may round to other results
                 expected = (whole or openvino_call(model, dtype, threads))(part) if dtype == "float32" else None
-                requests = _right_requests(requests, compiled_requests, part, expected)
-                checked = True
-            for request, part in zip(requests, np.array_split(images, streams), strict=True):
-                try:
-                    request.start_async([part], share_inputs=True)
-                except RuntimeError as error:
-                    failures.append(error)
-            for request in requests:  # all, also after a failure: they still read the images
-                try:
-                    request.wait()
-                except RuntimeError as error:
-                    failures.append(error)
-            if failures:
-                raise ExportError(f"OpenVINO cannot run this model at {images.shape}: {_last_line(failures[0])}")
-            return np.concatenate([request.get_output_tensor(0).data for request in requests])
+                right = _right_requests(requests, compiled_requests, part, expected)
+                parts = DividedCall([_request_call(request) for request in right], size)
+        return parts(images)
+
+    return call
+
+
+def _request_call(request: Any) -> Call:
+    def call(images: np.ndarray) -> np.ndarray:
+        try:
+            request.start_async([images], share_inputs=True)
+            request.wait()
+        except RuntimeError as error:
+            shape = images.shape[1:]
+            raise ExportError(f"OpenVINO cannot run this model at images of {shape}: {_last_line(error)}") from error
+        return np.array(request.get_output_tensor(0).data)  # whose memory the next call overwrites
 
     return call
 
@@ -323,28 +397,18 @@ def _agree(requests: list[Any], part: np.ndarray, expected: np.ndarray | None) -
     return all(np.allclose(right, result, rtol=0, atol=bound, equal_nan=True) for result in results)
 
 
-def _openvino_call(model: "openvino.Model", dtype: Dtype, threads: int | None, streams: int = 1) -> Call:
+def _openvino_call(model: "openvino.Model", dtype: Dtype, threads: int | None, *, divided: bool = False) -> Call:
     """`openvino_call`; of any batch size it divides large ones by itself, and then compiles the graph once more."""
-    if not model.inputs[0].partial_shape[0].is_dynamic:
-        return openvino_call(model, dtype, threads, streams=streams)
+    if _count(threads) == 1 or not model.inputs[0].partial_shape[0].is_dynamic:
+        return openvino_call(model, dtype, threads, divided=divided or model.inputs[0].partial_shape[0].is_dynamic)
     whole = openvino_call(model, dtype, threads)
-    divided = functools.cache(lambda streams: openvino_call(model, dtype, threads, streams=streams, whole=whole))
+    parts = functools.cache(lambda: openvino_call(model, dtype, threads, divided=True, whole=whole))
 
     def call(images: np.ndarray) -> np.ndarray:
-        streams = streams_for(len(images), threads)
-        return (whole if streams == 1 else divided(streams))(images)
+        is_whole = part_of(len(images), _count(threads)) == len(images)
+        return (whole if is_whole else parts())(images)
 
     return call
-
-
-_LEAST_PART = 4
-"""Images: smaller parts lose more by reading the weights again than they gain by having a thread of their own."""
-
-
-def streams_for(batch: int, threads: int | None) -> int:
-    """Parts that OpenVINO shall divide a batch into: one for each thread, if they are large enough and equal."""
-    threads = threads or torch.get_num_threads()
-    return threads if batch >= _LEAST_PART * threads and batch % threads == 0 else 1
 
 
 def _last_line(error: Exception) -> str:
