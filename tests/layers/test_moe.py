@@ -90,6 +90,9 @@ def test_it_equals_a_loop_over_items(experts: int, top_k: int, capacity_factor: 
     share = collected[0].statistics["moe.overflow"].item()
     assert share == pytest.approx(overflow / (x.shape[0] * x.shape[1] * top_k), abs=1e-6)
     torch.testing.assert_close(moe.eval()(x), expected, rtol=1e-12, atol=1e-12)
+    with torch.no_grad():  # where the table is filled in another way
+        torch.testing.assert_close(moe(x), expected, rtol=1e-12, atol=1e-12)
+        assert moe(x[:0]).shape == (0, ITEMS, DIM)
 
 
 def test_gradients_equal_those_of_the_loop() -> None:

@@ -138,6 +138,21 @@ def assign_places(experts: Tensor, count: int, capacity: int) -> Places:
 
 
 @register_notrace_function
+def filled_table(x: Tensor, places: Places, *, top_k: int, size: int) -> Tensor:
+    """The items (B, N, D) at the places of their choices: (size, D). What stands at free places is never read."""
+    batch, items, dim = x.shape
+    rows = places.rows.flatten()
+    # one more place, the last, takes what overflows
+    if torch.is_grad_enabled() and not torch.jit.is_tracing():  # a trace must be the same with and without gradients
+        table = x.new_zeros(size + 1, dim)
+        return table.index_copy(0, rows, x.repeat(1, top_k, 1).flatten(0, 1))[:-1]
+    # lines are only read at an item of their own; the gradient of that would add them up in any order
+    numbers = torch.arange(batch * items, device=x.device).view(batch, items).repeat(1, top_k).flatten()
+    item_at = numbers.new_zeros(size + 1).index_copy(0, rows, numbers)
+    return x.flatten(0, 1).index_select(0, item_at[:-1])
+
+
+@register_notrace_function
 def places_of_expert(items: int, top_k: int, experts: int, capacity_factor: float) -> int:
     """Places of an expert for an image of so many items; no expert can be chosen by more than all."""
     return max(1, min(items, math.ceil(top_k * items / experts * capacity_factor)))
@@ -185,10 +200,8 @@ class MixtureOfExperts(AuxiliaryLoss):
         places = assign_places(choice.experts, experts, capacity)
         if self.training and not is_symbolic(x):
             self._record(choice, places.kept)
-        # the last row takes what overflows, and nobody reads it
-        table = x.new_zeros(experts * batch * capacity + 1, dim)
-        table = table.index_copy(0, places.rows.flatten(), x.repeat(1, top_k, 1).flatten(0, 1))
-        mixed = self.experts(table[:-1].view(experts, batch * capacity, dim)).flatten(0, 1)
+        table = filled_table(x, places, top_k=top_k, size=experts * batch * capacity)
+        mixed = self.experts(table.view(experts, batch * capacity, dim)).flatten(0, 1)
         chosen = mixed.index_select(0, (places.rows * places.kept).flatten())
         weights = choice.gates.transpose(1, 2).flatten(1) * places.kept
         return (chosen * weights.view(-1, 1).to(chosen.dtype)).view(batch, top_k, items, dim).sum(1)

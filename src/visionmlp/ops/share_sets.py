@@ -26,5 +26,5 @@ def mix_positions_first(x: Tensor, weight: Tensor) -> Tensor:
         return matmul(weight[0], x.reshape(tokens, batch * channels)).view(tokens, batch, channels)
     sharing = channels // sets
     by_set = x.reshape(tokens, batch, sharing, sets).permute(3, 0, 1, 2).reshape(sets, tokens, batch * sharing)
-    mixed = bmm(weight, by_set).view(sets, tokens, batch, sharing)
-    return mixed.permute(1, 2, 3, 0).reshape(tokens, batch, channels)
+    mixed = bmm(weight, by_set).view(1, sets, tokens, batch * sharing)
+    return mixed.permute(0, 2, 3, 1).reshape(tokens, batch, channels)
