@@ -137,6 +137,38 @@ def test_a_model_in_a_runtime_without_a_file(runtime, model) -> None:
     assert relative_error(exact, torch.from_numpy(session(images_of(3).numpy()))) < 0.05
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_model_in_memory_divides_large_batches_if_it_can(fails: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, info = load_model("resmlp_test", depth=1)
+    _randomise(model)
+    real, written = runtimes.save_onnx, []
+
+    def counted(program, path: Path) -> None:
+        written.append(path)
+        if fails and len(written) == 2:
+            raise OSError("no space left on device")
+        real(program, path)
+
+    monkeypatch.setattr(runtimes, "save_onnx", counted)
+    session = session_of_model(model, info, runtime="onnxruntime", threads=2)
+    with torch.no_grad():
+        for batch in (2, 8, 8):
+            logits = torch.from_numpy(session(images_of(batch).numpy()))
+            assert relative_error(model(images_of(batch)), logits) < 1e-5
+    assert len(written) == 2
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".xml"])
+def test_nothing_is_divided_where_only_pytorch_was_told_to_use_one_thread(
+    suffix: str, files: Path, model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    monkeypatch.setattr(runtimes, "part_of", pytest.fail)
+    session = open_session(files / f"m{suffix}")
+    with torch.no_grad():
+        assert relative_error(model(images_of(8)), torch.from_numpy(session(images_of(8).numpy()))) < 1e-5
+
+
 def test_metadata_is_the_same_as_text() -> None:
     model, info = load_model("resmlp_test", depth=1)
     info = dataclasses.replace(info, class_names=[str(i) for i in range(10)])

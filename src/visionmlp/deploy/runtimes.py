@@ -97,7 +97,7 @@ def session_of(model: nn.Module, images: Tensor, *, runtime: GraphRuntime, threa
     check_threads(threads)
     dtype = next(model.parameters()).dtype
     half = runtime == "openvino" and dtype == torch.bfloat16
-    batch = part_of(len(images), _count(threads)) if runtime in ("onnxruntime", "openvino") else len(images)
+    batch = _part_of(len(images), threads) if runtime in ("onnxruntime", "openvino") else len(images)
     program = export_program(
         copy.deepcopy(model).float() if half else model,
         images[:batch].float(),
@@ -159,6 +159,11 @@ def _count(threads: int | None) -> int:
     return threads or torch.get_num_threads()
 
 
+def _part_of(batch: int, threads: int | None) -> int:
+    """`part_of`; if PyTorch has one thread, a runtime that nobody told to may still use more, so nothing is divided."""
+    return batch if threads is None and _count(threads) == 1 else part_of(batch, _count(threads))
+
+
 # ONNX Runtime
 
 
@@ -211,7 +216,7 @@ def _onnx_call(
 
     Args:
         session: the graph in a session of so many threads; large batches need one more, of one thread, which is made
-            when the first comes. Where that raises CheckpointError, they are computed whole.
+            when the first comes. If it cannot be made, they are computed whole.
         threads: as in `open_session`.
         divided: whether the graph takes one part of every batch, not the batch.
         whole: ``session(threads)``, if that has been made.
@@ -219,7 +224,7 @@ def _onnx_call(
     count = _count(threads)
 
     def size(batch: int) -> int:
-        return part_of(batch, count)
+        return _part_of(batch, threads)
 
     if divided:
         return DividedCall([_run_of(session(1))] * count, size)
@@ -232,7 +237,7 @@ def _onnx_call(
     def call_parts() -> Call:
         try:
             return DividedCall([call_whole] if count == 1 else [_run_of(session(1))] * count, size)
-        except CheckpointError:
+        except (CheckpointError, ExportError, OSError):
             return call_whole
 
     # two threads make no second session for their first batches
@@ -399,13 +404,14 @@ def _agree(requests: list[Any], part: np.ndarray, expected: np.ndarray | None) -
 
 def _openvino_call(model: "openvino.Model", dtype: Dtype, threads: int | None, *, divided: bool = False) -> Call:
     """`openvino_call`; of any batch size it divides large ones by itself, and then compiles the graph once more."""
-    if _count(threads) == 1 or not model.inputs[0].partial_shape[0].is_dynamic:
-        return openvino_call(model, dtype, threads, divided=divided or model.inputs[0].partial_shape[0].is_dynamic)
+    is_dynamic = model.inputs[0].partial_shape[0].is_dynamic
+    if threads == 1 or not is_dynamic:
+        return openvino_call(model, dtype, threads, divided=divided or is_dynamic)
     whole = openvino_call(model, dtype, threads)
     parts = functools.cache(lambda: openvino_call(model, dtype, threads, divided=True, whole=whole))
 
     def call(images: np.ndarray) -> np.ndarray:
-        is_whole = part_of(len(images), _count(threads)) == len(images)
+        is_whole = _part_of(len(images), threads) == len(images)
         return (whole if is_whole else parts())(images)
 
     return call

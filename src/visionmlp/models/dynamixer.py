@@ -121,13 +121,14 @@ class DynamicMatrices(MixingMatrices):
 
     def forward(self, x: Tensor) -> Tensor:
         """As of all `MixingMatrices`."""
+        layer, sides = self.generate, (self.length, self.length)
         by_source = in_inference_graph() and not in_graph_of_images() and x.device.type == "cpu"
-        if not by_source or type(self.generate) is not Linear:
+        if not by_source or type(layer) is not Linear or type(layer.weight) is not nn.Parameter:
             return super().forward(x)
         # OpenVINO computes a softmax over rows of 16 numbers three times as fast as within them; ONNX Runtime does not
-        weight, bias = (value.unflatten(0, (self.length, self.length)) for value in self.generate.parameters())
-        scores = F.linear(self._reduced(x), weight.transpose(0, 1).flatten(0, 1), bias.t().flatten())
-        return scores.unflatten(3, (self.length, self.length)).softmax(-2).transpose(-2, -1)
+        weight = layer.weight.unflatten(0, sides).transpose(0, 1).flatten(0, 1)
+        scores = F.linear(self._reduced(x), weight, layer.bias.view(sides).t().flatten())
+        return scores.unflatten(3, sides).softmax(-2).transpose(-2, -1)
 
     def _reduced(self, x: Tensor) -> Tensor:
         return to_lines(self.compress(x), self.axis, self.segments).flatten(3)
