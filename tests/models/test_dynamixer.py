@@ -8,6 +8,7 @@ from torch import nn
 
 import visionmlp
 from tests.randomise import randomise
+from visionmlp.deploy.graphs import export_program
 from visionmlp.errors import CheckpointMismatch, InvalidConfig
 from visionmlp.models.dynamixer import DynaMixerConfig, DynaMixerOp, DynaMixing
 from visionmlp.models.registry import variant
@@ -319,3 +320,20 @@ def test_weights_of_an_axis_that_keeps_its_length_are_kept(mixing):
         torch.testing.assert_close(after.row.state_dict()[name], value)
     changed = [n for n, v in before.column.state_dict().items() if v.shape != after.column.state_dict()[n].shape]
     assert changed == [f"matrices.{entry}" for entry in after.column.matrices.grid_entries]
+
+
+@pytest.mark.parametrize(("as_images", "dim"), [(False, -2), (True, -1)])
+def test_graphs_compute_the_softmax_where_their_runtime_is_fast(as_images, dim):
+    model = randomise(visionmlp.create_model("dynamixer_test").eval())
+    deployed = visionmlp.reparameterize(model)
+    images = torch.randn(2, 3, *model.config.img_size)
+    program = export_program(deployed, images, batch=2, as_images=as_images)
+    of_matrices = [
+        node.args[1]
+        for node in program.graph.nodes
+        if node.target is torch.ops.aten.softmax.int and node.meta["val"].dim() == 5
+    ]
+    assert of_matrices
+    assert set(of_matrices) == {dim}
+    with torch.inference_mode():
+        torch.testing.assert_close(program.module()(images), model(images), rtol=1e-4, atol=1e-4)

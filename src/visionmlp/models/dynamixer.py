@@ -22,6 +22,7 @@ from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor
 from torch.nn import functional as F
 
 from visionmlp.layers.affine import split_affine
@@ -123,7 +124,8 @@ class DynamicMatrices(MixingMatrices):
         """As of all `MixingMatrices`."""
         layer, sides = self.generate, (self.length, self.length)
         by_source = in_inference_graph() and not in_graph_of_images() and x.device.type == "cpu"
-        if not by_source or type(layer) is not Linear or type(layer.weight) is not nn.Parameter:
+        # a quantiser's weight is another tensor; exporters have fake ones
+        if not by_source or type(layer) is not Linear or type(layer.weight) not in (nn.Parameter, FakeTensor):
             return super().forward(x)
         # OpenVINO computes a softmax over rows of 16 numbers three times as fast as within them; ONNX Runtime does not
         weight = layer.weight.unflatten(0, sides).transpose(0, 1).flatten(0, 1)
