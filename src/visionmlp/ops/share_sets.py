@@ -26,5 +26,6 @@ def mix_positions_first(x: Tensor, weight: Tensor) -> Tensor:
         return matmul(weight[0], x.reshape(tokens, batch * channels)).view(tokens, batch, channels)
     sharing = channels // sets
     by_set = x.reshape(tokens, batch, sharing, sets).permute(3, 0, 1, 2).reshape(sets, tokens, batch * sharing)
+    # transposed as an image: else two threads of OpenVINO write into the same lines of the cache
     mixed = bmm(weight, by_set).view(1, sets, tokens, batch * sharing)
     return mixed.permute(0, 2, 3, 1).reshape(tokens, batch, channels)
