@@ -146,7 +146,7 @@ def filled_table(x: Tensor, places: Places, *, top_k: int, size: int) -> Tensor:
     if torch.is_grad_enabled() and not torch.jit.is_tracing():  # a trace must be the same with and without gradients
         table = x.new_zeros(size + 1, dim)
         return table.index_copy(0, rows, x.repeat(1, top_k, 1).flatten(0, 1))[:-1]
-    # lines are only read at an item of their own; the gradient of that would add them up in any order
+    # reading items takes less time than writing them, but its gradient would add them up, on a GPU in any order
     numbers = torch.arange(batch * items, device=x.device).view(batch, items).repeat(1, top_k).flatten()
     item_at = numbers.new_zeros(size + 1).index_copy(0, rows, numbers)
     return x.flatten(0, 1).index_select(0, item_at[:-1])
