@@ -351,11 +351,21 @@ def test_onnx_runtime_divides_large_batches(files: Path, model, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("suffix", [".onnx", ".xml"])
-def test_one_thread_divides_large_batches_too(suffix: str, files: Path, model) -> None:
+def test_one_thread_divides_large_batches_too(suffix: str, files: Path, model, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, parts = DividedCall._part, []
+
+    def counted(self: DividedCall, images: np.ndarray) -> np.ndarray:
+        parts.append(len(images))
+        return real(self, images)
+
+    monkeypatch.setattr(DividedCall, "_part", counted)
     session = open_session(files / f"m{suffix}", threads=1)
-    assert isinstance(session.call, DividedCall) or suffix == ".onnx"
     with torch.no_grad():
-        for batch in (1, 6, 9, 7):
+        for batch in (6, 9):
+            logits = torch.from_numpy(session(images_of(batch).numpy()))
+            assert relative_error(model(images_of(batch)), logits) < 1e-5
+        assert parts == [2, 2, 2, 3, 3, 3]
+        for batch in (1, 7):
             logits = torch.from_numpy(session(images_of(batch).numpy()))
             assert relative_error(model(images_of(batch)), logits) < 1e-5
 

@@ -145,7 +145,8 @@ def _call_of(
     if runtime == "aotinductor":
         return _torch_call(aotinductor.compile_in_memory(program), threads)
     if runtime == "onnxruntime":
-        return _onnx_call(functools.partial(_onnx_session_of, onnx_program(program)), threads, divided=divided)
+        session = functools.cache(functools.partial(_onnx_session_of, onnx_program(program)))
+        return _onnx_call(session, threads, divided=divided)
     return _openvino_call(openvino_model(program), dtype, threads, divided=divided)
 
 
@@ -170,14 +171,14 @@ def _part_of(batch: int, threads: int | None) -> int:
 def _open_onnx(path: Path, threads: int | None) -> Session:
     opened = _identity(path)
 
+    @functools.cache
     def session(threads: int | None) -> Any:
         if _identity(path) != opened:
             raise CheckpointError(f"{path} is no longer the file that was opened; open it again")
         return onnx_session(path, threads, lambda text: CheckpointError(f"ONNX Runtime cannot load {path}: {text}"))
 
-    whole = session(threads)
-    metadata = ExportMetadata.from_text(whole.get_modelmeta().custom_metadata_map, path)
-    return Session(metadata, _onnx_call(session, threads, whole=whole))
+    metadata = ExportMetadata.from_text(session(threads).get_modelmeta().custom_metadata_map, path)
+    return Session(metadata, _onnx_call(session, threads))
 
 
 def _identity(path: Path) -> tuple[int, ...] | None:
@@ -209,17 +210,14 @@ def onnx_session(path: Path, threads: int | None, reason: Callable[[str], Except
         return runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
-def _onnx_call(
-    session: Callable[[int | None], Any], threads: int | None, *, divided: bool = False, whole: Any = None
-) -> Call:
+def _onnx_call(session: Callable[[int | None], Any], threads: int | None, *, divided: bool = False) -> Call:
     """A graph in ONNX Runtime, which divides large batches among sessions' calls of one thread.
 
     Args:
-        session: the graph in a session of so many threads; large batches need one more, of one thread, which is made
+        session: the graph in the session of so many threads; large batches need the one of one thread, which is made
             when the first comes. If it cannot be made, they are computed whole.
         threads: as in `open_session`.
         divided: whether the graph takes one part of every batch, not the batch.
-        whole: ``session(threads)``, if that has been made.
     """
     count = _count(threads)
 
@@ -228,7 +226,7 @@ def _onnx_call(
 
     if divided:
         return DividedCall([_run_of(session(1))] * count, size)
-    whole = session(threads) if whole is None else whole
+    whole = session(threads)
     call_whole = _run_of(whole)
     if isinstance(whole.get_inputs()[0].shape[0], int):
         return call_whole
@@ -236,7 +234,7 @@ def _onnx_call(
     @functools.cache
     def call_parts() -> Call:
         try:
-            return DividedCall([call_whole] if count == 1 else [_run_of(session(1))] * count, size)
+            return DividedCall([_run_of(session(1))] * count, size)
         except (CheckpointError, ExportError, OSError):
             return call_whole
 
