@@ -25,6 +25,7 @@ from visionmlp.deploy.session import SessionModel
 from visionmlp.errors import CheckpointError, InvalidConfig, InvalidImageSize, MissingExtra
 from visionmlp.layers.fusible import reparameterize
 from visionmlp.layers.moe import assign_places
+from visionmlp.layers.patch_embed import PatchProduct
 from visionmlp.models.checkpoint import load_model
 from visionmlp.ops import eager
 
@@ -301,6 +302,25 @@ def test_onnx_graphs_mix_channels_by_convolutions(name: str, tmp_path: Path) -> 
         assert (len(products) > 2 * len(model.stages)) == as_images
         assert relative_error(expected, program.module()(images)) < 1e-5
     assert not eager._as_images
+
+
+@pytest.mark.parametrize("name", ["resmlp_test", "vip_test", "repmlpnet_test"])
+def test_onnx_graphs_embed_patches_by_convolutions(name: str, tmp_path: Path) -> None:
+    """ONNX Runtime is slow at the transposition of six dimensions that gathers patches for a product."""
+    model, info = load_model(name)
+    _randomise(model)
+    export_model(model, info, tmp_path / "m.onnx")
+    nodes = onnx.load(tmp_path / "m.onnx").graph.node
+    dimensions = [len(node.attribute[0].ints) for node in nodes if node.op_type == "Transpose"]
+    assert max(dimensions) < 6
+    strides = [tuple(a.ints) for node in nodes if node.op_type == "Conv" for a in node.attribute if a.name == "strides"]
+    embeddings = [layer for layer in reparameterize(model).modules() if isinstance(layer, PatchProduct)]
+    assert embeddings
+    assert {(embedding.patch_size,) * 2 for embedding in embeddings} <= set(strides)
+    images = torch.randn(3, 3, *model.config.img_size)
+    with torch.inference_mode():
+        expected = model(images)
+    assert relative_error(expected, torch.from_numpy(open_session(tmp_path / "m.onnx")(images.numpy()))) < 1e-5
 
 
 def test_openvino_divides_large_batches(files: Path, model, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,10 +2,12 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from visionmlp.layers.fusible import Fusible, linear, parameter
+from visionmlp.layers.linear import Linear
 from visionmlp.layers.memory_order import keep_order
-from visionmlp.ops.eager import in_eager_inference
+from visionmlp.ops.eager import in_eager_inference, in_graph_of_images
 from visionmlp.ops.fold import affine_of_linear, batchnorm_affine
 from visionmlp.ops.layout import Layout, from_positions_first, to_channels_first
 from visionmlp.ops.small_maps import conv2d_of_any_size
@@ -134,12 +136,21 @@ class PatchProduct(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) or (B, H, W, C) to (B, H/p, W/p, dim) or (B, dim, H/p, W/p)."""
         x = to_channels_first(x, self.input_layout)
-        batch, channels, height, width = x.shape
         p = self.patch_size
+        if in_graph_of_images() and x.dtype == torch.float32 and type(self.proj) is Linear:
+            return self._convolved(x)
+        batch, channels, height, width = x.shape
         rows, columns = height // p, width // p
         patches = x.permute(2, 3, 0, 1).reshape(rows, p, columns, p, batch, channels).permute(0, 2, 4, 1, 3, 5)
         embedded = self.act(self.proj(patches.reshape(rows, columns, batch, p * p * channels)))
         return from_positions_first(embedded, self.layout)
+
+    def _convolved(self, x: Tensor) -> Tensor:
+        """The convolution that it was: ONNX Runtime's transposition of six dimensions takes longer."""
+        p = self.patch_size
+        kernel = self.proj.weight.unflatten(1, (p, p, -1)).permute(0, 3, 1, 2)
+        embedded = self.act(F.conv2d(x, kernel, self.proj.bias, stride=p))
+        return embedded.permute(0, 2, 3, 1) if self.layout == "BHWC" else embedded
 
 
 def folded_conv(conv: nn.Conv2d, weight: Tensor, bias: Tensor | None, *, layout: Layout) -> nn.Conv2d:
