@@ -2,6 +2,7 @@
 
     python benchmarks/textbook_speed.py --csv textbook_speed.csv
     ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 python benchmarks/textbook_speed.py   # as without AVX-512
+    python benchmarks/textbook_speed.py --runtimes eager training --apart   # and as its own scripts run it
 
 All contenders of a model and a batch size take turns; times are medians, float32, 224x224. Eager mode is our packed
 deploy form against the textbook network as its authors serve it; OpenVINO and ONNX Runtime are `visionmlp.deploy`'s
@@ -9,15 +10,21 @@ sessions against the textbook network converted and run as the runtime's own doc
 forward and backward pass of both in training mode. A number above 1 says how many times as fast ours is; "limit" is
 what that number would be if ours took no longer than its multiply-accumulates at the rate of the best matrix product of
 the same run.
+
+Ours keeps freed memory for its process (`visionmlp.keep_freed_memory`), where the textbook gains by it as well. With
+``--apart`` the textbook is measured a second time, in a process of its own that nothing of ours has changed, which takes
+turns with this one: what a user has who runs the one or the other.
 """
 
 import argparse
 import contextlib
 import dataclasses
 import io
+import multiprocessing
 import os
 import statistics
 from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
@@ -46,6 +53,7 @@ MODELS = (
     "mlpmixer_b16",
 )
 RUNTIMES = ("eager", "openvino", "onnxruntime", "training")
+OF_PYTORCH = ("eager", "training")
 TOLERANCE = 1e-5
 """Of the largest output, in float32."""
 IMAGE = (3, 224, 224)
@@ -59,12 +67,8 @@ def contenders(name: str, batch: int, runtime: str, threads: int) -> dict[str, C
     ours, theirs = pair(name)
     images = torch.randn(batch, *IMAGE)
     if runtime == "training":
-        models = {"ours": ours.train(), "textbook": theirs.train()}
-        for model in models.values():  # a statistic of one image is none
-            for module in model.modules():
-                if isinstance(module, nn.BatchNorm2d) and batch == 1:
-                    module.eval()
-        return {side: TrainingStep(model, model, images, 1000) for side, model in models.items()}
+        visionmlp.keep_freed_memory()  # as visionmlp.train does
+        return {"ours": _training_step(ours, images), "textbook": _training_step(theirs, images)}
     forms = {"ours": visionmlp.reparameterize(ours), "textbook": deployed(theirs)}
     if runtime == "eager":
         forms["ours"] = visionmlp.prepack(forms["ours"])
@@ -82,6 +86,43 @@ def contenders(name: str, batch: int, runtime: str, threads: int) -> dict[str, C
                 f"{name} in {runtime}: {side} is off PyTorch's textbook by {error:.1e} of the largest output"
             )
     return calls
+
+
+@contextlib.contextmanager
+def apart(name: str, batch: int, runtime: str, threads: int) -> Iterator[Call]:
+    """A call of the textbook's in a process of its own, as PyTorch starts it."""
+    spawning = multiprocessing.get_context("spawn")
+    here, there = spawning.Pipe()
+    process = spawning.Process(target=_serve, args=(there, name, batch, runtime, threads), daemon=True)
+    process.start()
+    there.close()  # else its end would not be noticed
+
+    def call() -> None:
+        here.send(True)
+        here.recv()
+
+    try:
+        yield call
+    finally:
+        here.close()
+        process.join()
+
+
+def _serve(connection: Connection, name: str, batch: int, runtime: str, threads: int) -> None:
+    torch.set_num_threads(threads)
+    theirs, images = pair(name).theirs, torch.randn(batch, *IMAGE)
+    call = _training_step(theirs, images) if runtime == "training" else _inference(deployed(theirs), images)
+    with contextlib.suppress(EOFError):
+        while connection.recv():
+            call()
+            connection.send(True)
+
+
+def _training_step(model: nn.Module, images: Tensor) -> TrainingStep:
+    for module in model.train().modules():
+        if isinstance(module, nn.BatchNorm2d) and len(images) == 1:  # a statistic of one image is none
+            module.eval()
+    return TrainingStep(model, model, images, 1000)
 
 
 def _inference(model: nn.Module, images: Tensor) -> Call:
@@ -120,26 +161,37 @@ def _plain_onnx(model: nn.Module, images: Tensor, threads: int) -> Call:
     return lambda: session.run(None, {"images": values})[0]
 
 
-def measured(name: str, batches: list[int], runtimes: list[str], seconds: float) -> Iterator[dict[str, object]]:
+def measured(
+    name: str, batches: list[int], runtimes: list[str], seconds: float, *, with_apart: bool
+) -> Iterator[dict[str, object]]:
     model = pair(name).ours
     macs = {
         "inference": count_macs(visionmlp.reparameterize(model), IMAGE),
         "training": count_step_macs(model.train(), IMAGE),
     }
+    threads = torch.get_num_threads()
     for batch in batches:
         calls: dict[tuple[str, str], Call] = {}
-        for runtime in runtimes:
-            try:
-                made = contenders(name, batch, runtime, torch.get_num_threads())
-            except Exception as error:  # as runtimes and exporters raise what they raise
-                print(f"{name}, batch {batch}, {runtime}: {' '.join(str(error).split())[:200]}", flush=True)
-                continue
-            calls |= {(runtime, side): call for side, call in made.items()}
-        products = gemm_calls(torch.float32, torch.device("cpu"), GEMM_SIDES)
-        durations = interleave({**calls, **products}, seconds=seconds)
+        with contextlib.ExitStack() as processes:
+            for runtime in runtimes:
+                try:
+                    made = contenders(name, batch, runtime, threads)
+                except Exception as error:  # as runtimes and exporters raise what they raise
+                    print(f"{name}, batch {batch}, {runtime}: {' '.join(str(error).split())[:200]}", flush=True)
+                    continue
+                if with_apart and runtime in OF_PYTORCH:
+                    made["apart"] = processes.enter_context(apart(name, batch, runtime, threads))
+                calls |= {(runtime, side): call for side, call in made.items()}
+            products = gemm_calls(torch.float32, torch.device("cpu"), GEMM_SIDES)
+            durations = interleave({**calls, **products}, seconds=seconds)
         rate = gemm_rate({key: durations[key] for key in products}).best
         for runtime in dict.fromkeys(runtime for runtime, _ in calls):
-            mine, theirs = (1e3 * statistics.median(durations[runtime, side]) for side in ("ours", "textbook"))
+            milliseconds = {
+                side: 1e3 * statistics.median(durations[runtime, side]) for of, side in calls if of == runtime
+            }
+            mine, theirs, alone = (milliseconds.get(side) for side in ("ours", "textbook", "apart"))
+            assert mine is not None
+            assert theirs is not None
             least = 2e3 * batch * macs["training" if runtime == "training" else "inference"] / rate
             yield {
                 "model": name,
@@ -149,6 +201,8 @@ def measured(name: str, batches: list[int], runtimes: list[str], seconds: float)
                 "textbook_ms": round(theirs, 2),
                 "times": round(theirs / mine, 3),
                 "limit": round(theirs / least, 3),
+                "apart_ms": "" if alone is None else round(alone, 2),
+                "times_apart": "" if alone is None else round(alone / mine, 3),
             }
 
 
@@ -158,16 +212,20 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--runtimes", nargs="+", default=RUNTIMES, choices=RUNTIMES)
     parser.add_argument("--seconds", type=float, default=5.0, help="time for each contender")
+    parser.add_argument("--apart", action="store_true", help="PyTorch's textbook in a process of its own as well")
     parser.add_argument("--csv", type=Path)
     arguments = parser.parse_args()
     if os.environ.get("ONEDNN_MAX_CPU_ISA"):
         print("OpenVINO and ONNX Runtime cannot be held to older instructions on this processor and are left out")
-        arguments.runtimes = [runtime for runtime in arguments.runtimes if runtime in ("eager", "training")]
+        arguments.runtimes = [runtime for runtime in arguments.runtimes if runtime in OF_PYTORCH]
 
     machine = dataclasses.asdict(describe_machine(torch.device("cpu")))
     rows: list[dict[str, object]] = []
     for name in arguments.models:
-        for row in measured(name, arguments.batch_size, arguments.runtimes, arguments.seconds):
+        rows_of_model = measured(
+            name, arguments.batch_size, arguments.runtimes, arguments.seconds, with_apart=arguments.apart
+        )
+        for row in rows_of_model:
             rows.append({**row, **machine, "isa": torch.backends.cpu.get_cpu_capability()})
             print(row, flush=True)
     columns = [(runtime, batch) for runtime in arguments.runtimes for batch in arguments.batch_size]
@@ -175,6 +233,7 @@ def main() -> None:
     for name in arguments.models:
         found = {
             (row["runtime"], row["batch_size"]): f"{row['times']:.2f} of {row['limit']:.2f}"
+            + (f", apart {row['times_apart']:.2f}" if row["times_apart"] else "")
             for row in rows
             if row["model"] == name
         }
