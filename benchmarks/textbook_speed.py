@@ -12,8 +12,8 @@ what that number would be if ours took no longer than its multiply-accumulates a
 the same run.
 
 Ours keeps freed memory for its process (`visionmlp.keep_freed_memory`), where the textbook gains by it as well. With
-``--apart`` the textbook is measured a second time, in a process of its own that nothing of ours has changed, which takes
-turns with this one: what a user has who runs the one or the other.
+``--apart`` the textbook is measured a second time, in a process that nothing of ours has changed and that takes turns
+with this one: what a user has who runs the one or the other.
 """
 
 import argparse
