@@ -34,8 +34,9 @@ from visionmlp.data.transforms import Preprocessing
 from visionmlp.deploy.certificate import randomise
 from visionmlp.deploy.division import part_of
 from visionmlp.deploy.graphs import export_program, openvino_model
+from visionmlp.deploy.in_openvino import openvino_call
 from visionmlp.deploy.quantize import CALIBRATION_IMAGES, calibration_images, quantize_onnx, quantize_openvino
-from visionmlp.deploy.runtimes import openvino_call, session_of
+from visionmlp.deploy.runtimes import session_of
 from visionmlp.deploy.session import Call
 from visionmlp.measure.timing import describe_machine, interleave
 from visionmlp.models.checkpoint import CheckpointInfo, default_preprocessing

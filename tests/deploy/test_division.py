@@ -2,6 +2,7 @@ import threading
 
 import numpy as np
 import pytest
+import torch
 
 from visionmlp.deploy.division import DividedCall, part_of
 
@@ -28,6 +29,15 @@ from visionmlp.deploy.division import DividedCall, part_of
 def test_batches_are_divided_into_equal_parts_that_are_worth_it(batch: int, threads: int, part: int) -> None:
     assert part_of(batch, threads) == part
     assert part == batch or batch % (part * threads) == 0
+
+
+@pytest.mark.parametrize(("pytorch", "part"), [(1, 8), (2, 2)])
+def test_without_a_number_of_threads_pytorchs_counts_unless_it_is_one(
+    pytorch: int, part: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: pytorch)
+    assert part_of(8, None) == part
+    assert part_of(8, 1) == 2
 
 
 def _doubled(images: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import visionmlp
-from visionmlp.deploy import runtimes
+from visionmlp.deploy import in_onnxruntime, in_openvino
 from visionmlp.deploy.certificate import relative_error
 from visionmlp.deploy.division import DividedCall
 from visionmlp.deploy.export import _randomise, export_model
@@ -142,7 +142,7 @@ def test_a_model_in_a_runtime_without_a_file(runtime, model) -> None:
 def test_a_model_in_memory_divides_large_batches_if_it_can(fails: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     model, info = load_model("resmlp_test", depth=1)
     _randomise(model)
-    real, written = runtimes.save_onnx, []
+    real, written = in_onnxruntime.save_onnx, []
 
     def counted(program, path: Path) -> None:
         written.append(path)
@@ -150,7 +150,7 @@ def test_a_model_in_memory_divides_large_batches_if_it_can(fails: bool, monkeypa
             raise OSError("no space left on device")
         real(program, path)
 
-    monkeypatch.setattr(runtimes, "save_onnx", counted)
+    monkeypatch.setattr(in_onnxruntime, "save_onnx", counted)
     session = session_of_model(model, info, runtime="onnxruntime", threads=2)
     with torch.no_grad():
         for batch in (2, 8, 8):
@@ -164,10 +164,23 @@ def test_nothing_is_divided_where_only_pytorch_was_told_to_use_one_thread(
     suffix: str, files: Path, model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    monkeypatch.setattr(runtimes, "part_of", pytest.fail)
+    parts = _count_parts(monkeypatch)
     session = open_session(files / f"m{suffix}")
     with torch.no_grad():
         assert relative_error(model(images_of(8)), torch.from_numpy(session(images_of(8).numpy()))) < 1e-5
+    assert set(parts) <= {8}
+
+
+def _count_parts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A list that grows by the images of every part that is computed from now on."""
+    real, parts = DividedCall._part, []
+
+    def counted(self: DividedCall, images: np.ndarray) -> np.ndarray:
+        parts.append(len(images))
+        return real(self, images)
+
+    monkeypatch.setattr(DividedCall, "_part", counted)
+    return parts
 
 
 def test_metadata_is_the_same_as_text() -> None:
@@ -324,13 +337,13 @@ def test_onnx_graphs_embed_patches_by_convolutions(name: str, tmp_path: Path) ->
 
 
 def test_openvino_divides_large_batches(files: Path, model, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, divided = runtimes.openvino_call, []
+    real, divided = in_openvino.openvino_call, []
 
     def counted(*arguments, **options):
         divided.append(options.get("divided", False))
         return real(*arguments, **options)
 
-    monkeypatch.setattr(runtimes, "openvino_call", counted)
+    monkeypatch.setattr(in_openvino, "openvino_call", counted)
     session = open_session(files / "m.xml", threads=2)
     with torch.no_grad():
         for batch in (3, 8, 8, 14, 6):
@@ -347,13 +360,13 @@ def test_openvino_divides_large_batches(files: Path, model, monkeypatch: pytest.
 
 
 def test_onnx_runtime_divides_large_batches(files: Path, model, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, sessions = runtimes.onnx_session, []
+    real, sessions = in_onnxruntime.onnx_session, []
 
     def counted(path: Path, threads: int | None, reason):
         sessions.append(threads)
         return real(path, threads, reason)
 
-    monkeypatch.setattr(runtimes, "onnx_session", counted)
+    monkeypatch.setattr(in_onnxruntime, "onnx_session", counted)
     session = open_session(files / "m.onnx", threads=2)
     with torch.no_grad():
         for batch in (3, 8, 8, 14, 6):
@@ -372,13 +385,7 @@ def test_onnx_runtime_divides_large_batches(files: Path, model, monkeypatch: pyt
 
 @pytest.mark.parametrize("suffix", [".onnx", ".xml"])
 def test_one_thread_divides_large_batches_too(suffix: str, files: Path, model, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, parts = DividedCall._part, []
-
-    def counted(self: DividedCall, images: np.ndarray) -> np.ndarray:
-        parts.append(len(images))
-        return real(self, images)
-
-    monkeypatch.setattr(DividedCall, "_part", counted)
+    parts = _count_parts(monkeypatch)
     session = open_session(files / f"m{suffix}", threads=1)
     with torch.no_grad():
         for batch in (6, 9):
@@ -442,17 +449,17 @@ def test_streams_that_disagree_are_compiled_again(known: bool) -> None:
     part = np.ones((2, 3), np.float32)
     expected = part if known else None
     right, wrong = [_Stream(0), _Stream(1e-6)], [_Stream(0), _Stream(0.8)]
-    assert runtimes._right_requests(right, pytest.fail, part, expected) is right
+    assert in_openvino._right_requests(right, pytest.fail, part, expected) is right
     # the model's fault, which no compilation mends
     broken, nothing = [_Stream(np.nan), _Stream(np.nan)], part * np.nan
-    assert runtimes._right_requests(broken, pytest.fail, part, nothing if known else None) is broken
+    assert in_openvino._right_requests(broken, pytest.fail, part, nothing if known else None) is broken
     compilations = iter([wrong, right])
-    assert runtimes._right_requests(wrong, lambda: next(compilations), part, expected) is right
+    assert in_openvino._right_requests(wrong, lambda: next(compilations), part, expected) is right
     with pytest.raises(ExportError, match="different results"):
-        runtimes._right_requests(wrong, lambda: wrong, part, expected)
+        in_openvino._right_requests(wrong, lambda: wrong, part, expected)
 
 
 def test_streams_that_are_wrong_alike_are_compiled_again() -> None:
     part = np.ones((2, 3), np.float32)
     right, wrong = [_Stream(0), _Stream(0)], [_Stream(0.8), _Stream(0.8)]
-    assert runtimes._right_requests(wrong, lambda: right, part, part) is right
+    assert in_openvino._right_requests(wrong, lambda: right, part, part) is right

@@ -17,8 +17,9 @@ from visionmlp.bench.watch import Operation, operations
 from visionmlp.deploy.aotinductor import check_compiler
 from visionmlp.deploy.division import part_of
 from visionmlp.deploy.graphs import export_program, openvino_model
+from visionmlp.deploy.in_openvino import openvino_call
 from visionmlp.deploy.quantize import MINIMUM_IMAGES, quantize_openvino
-from visionmlp.deploy.runtimes import openvino_call, session_of
+from visionmlp.deploy.runtimes import session_of
 from visionmlp.errors import InvalidConfig, require
 from visionmlp.layers.packing import prepack
 from visionmlp.measure.catalog import count_macs

@@ -23,7 +23,8 @@ from torch.export import Dim, ExportedProgram
 
 from visionmlp.deploy.certificate import relative_error
 from visionmlp.deploy.graphs import ExportError, first_line, onnx_program, quiet
-from visionmlp.deploy.runtimes import check_threads, explained, onnx_session
+from visionmlp.deploy.in_onnxruntime import explained, onnx_session
+from visionmlp.deploy.runtimes import check_threads
 from visionmlp.deploy.writing import save_onnx, whole_folder
 from visionmlp.errors import CheckpointError, InvalidConfig, require
 from visionmlp.layers.memory_attention import KeysValues
