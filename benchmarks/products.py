@@ -102,7 +102,7 @@ def main() -> None:
     tables = {
         "channel mixing": (channel_calls, channels),
         "token mixing": (token_calls, TOKENS),
-        "gradient of the weight": (gradient_calls, channels),
+        "gradient of the weight": (gradient_calls, [*channels, *((rows, o, i) for rows, i, o in channels)]),
     }
     for kind, (make, shapes) in tables.items():
         results = {shape: measured(shape, make(*shape), arguments.seconds) for shape in shapes}

@@ -208,7 +208,7 @@ def test_packed_convolutions_of_every_rule(rules, memory_format):
 @needs_onednn
 @pytest.mark.parametrize("rows", [32, 1024, 1600, 2050, 8192])
 @pytest.mark.parametrize("how", ["contiguous", "transposed", "steps"])
-@pytest.mark.parametrize("outputs", [34, 40])
+@pytest.mark.parametrize("outputs", [10, 34, 40])
 def test_gradients_of_weights_by_every_rule(rules, monkeypatch, rows, how, outputs):
     convolved = []
     real = torch.ops.aten.convolution_backward
@@ -217,10 +217,24 @@ def test_gradients_of_weights_by_every_rule(rules, monkeypatch, rows, how, outpu
     )
     x, weight = strided(torch.randn(rows, 18), how), torch.randn(outputs, 18, requires_grad=True)
     seed = strided(torch.randn(rows, outputs), how)
-    (gradient,) = torch.autograd.grad(product.linear(x, weight), weight, seed)
+    y, real_linear, by_linear = product.linear(x, weight), product.linear, []
+    monkeypatch.setattr(product, "linear", lambda *args: by_linear.append(len(args[0])) or real_linear(*args))
+    (gradient,) = torch.autograd.grad(y, weight, seed)
     close(gradient, seed.double().t() @ x.double(), tolerance=5e-6)
-    fits = rows in (1024, 1600) or (rows == 8192 and outputs == 34)
+    fits = rows in (1024, 1600) or (rows == 8192 and outputs != 40)
     assert convolved == ([16] if rules.convolved_gradients and fits else [])
+    if not rules.convolved_gradients:
+        assert by_linear == ([outputs] if rows == 32 and outputs < 18 else [])
+
+
+@needs_onednn
+def test_gradients_of_weights_of_whose_inputs_columns_alias(rules, monkeypatch):
+    x, weight = torch.randn(3, 3072), torch.randn(5, 3072, requires_grad=True)
+    y = product.linear(x, weight)
+    if rules.columns_alias:
+        monkeypatch.setattr(product, "linear", pytest.fail)
+    (gradient,) = torch.autograd.grad(y, weight, torch.ones(3, 5))
+    close(gradient, torch.ones(5, 3).double() @ x.double())
 
 
 @pytest.mark.parametrize(("outputs", "inputs"), [(384, 96), (96, 384)])

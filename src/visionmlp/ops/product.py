@@ -37,7 +37,7 @@ class Rules(NamedTuple):
     """Whether a convolution gains by a kernel in oneDNN's own order; without that, by one in channels-last order."""
     convolved_gradients: bool
     """Whether oneDNN's convolutions and products sum over the rows of two maps, which gives a weight's gradient, in
-    less time than PyTorch's products."""
+    less time than PyTorch's products; without that, its products do for few rows and wide results alone."""
     bfloat16: bool
 
 
@@ -287,9 +287,12 @@ class _Linear(torch.autograd.Function):
 
 def _weight_gradient(gradient: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """``gradient.T @ x`` of (M, O) and (M, C), for a weight (O, C)."""
-    if not _RULES.convolved_gradients or not is_eager(gradient) or not _applies(gradient, x):
-        return gradient.t() @ x
     rows, outputs, inputs = *gradient.shape, x.shape[1]
+    if not is_eager(gradient) or not _applies(gradient, x):
+        return gradient.t() @ x
+    if not _RULES.convolved_gradients:
+        is_short = rows < _MANY_ROWS and outputs < inputs and not _aliases(x.t())
+        return linear(gradient.t(), x.t()) if is_short else gradient.t() @ x
     # of fewer images PyTorch makes no oneDNN convolution on one thread
     if rows >= _MANY_ROWS and rows % _IMAGES == 0 and not _is_wide_sum(rows, outputs, inputs):
         return _convolved_gradient(gradient, x, weight)
