@@ -228,7 +228,7 @@ def test_gradients_of_weights_by_every_rule(rules, monkeypatch, rows, how, outpu
 
 
 @needs_onednn
-def test_gradients_of_weights_of_whose_inputs_columns_alias(rules, monkeypatch):
+def test_gradients_of_weights_where_the_columns_of_the_input_alias(rules, monkeypatch):
     x, weight = torch.randn(3, 3072), torch.randn(5, 3072, requires_grad=True)
     y = product.linear(x, weight)
     if rules.columns_alias:
