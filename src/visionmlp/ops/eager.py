@@ -46,9 +46,10 @@ _as_images = False
 
 @contextlib.contextmanager
 def graph_of_images() -> Iterator[None]:
-    """Graphs made meanwhile compute channels as 1x1 convolutions of images, not as products of matrices.
+    """Graphs made meanwhile compute channels and patches as convolutions of images, not as products of matrices.
 
-    ONNX Runtime's convolutions are faster than its products, where there are more positions than channels.
+    ONNX Runtime's convolutions are faster than its products, where there are more positions than channels, and than its
+    gathering of patches.
     """
     global _as_images  # compilers do not follow context variables
     before, _as_images = _as_images, True
