@@ -209,9 +209,7 @@ def measured(
             milliseconds = {
                 side: 1e3 * statistics.median(durations[runtime, side]) for of, side in calls if of == runtime
             }
-            mine, theirs, alone, session = (
-                milliseconds.get(side) for side in ("ours", "textbook", "apart", "session")
-            )
+            mine, theirs, alone, session = (milliseconds.get(side) for side in ("ours", "textbook", "apart", "session"))
             assert mine is not None
             assert theirs is not None
             least = 2e3 * batch * macs["training" if runtime == "training" else "inference"] / rate

@@ -7,6 +7,7 @@ import weakref
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 import visionmlp
 from tests.randomise import randomise
@@ -276,3 +277,13 @@ def test_no_form_stays_in_memory(name):
         assert all(form() is None for form in forms)
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda layer: prune.l1_unstructured(layer, "weight", 0.5), torch.nn.utils.spectral_norm]
+)
+def test_weights_that_a_hook_makes_are_refused_by_name(wrap):
+    model = visionmlp.create_model("resmlp_test").eval()
+    wrap(model.stages[0].blocks[1].channel.fc1)
+    with pytest.raises(InvalidConfig, match=r"stages\.0\.blocks\.1\.channel\.fc1\.weight is made by a hook"):
+        visionmlp.reparameterize(model)

@@ -301,3 +301,25 @@ def test_forward_mode_derivatives():
         dual = torch.autograd.forward_ad.make_dual(x, direction)
         result = torch.autograd.forward_ad.unpack_dual(product.linear(dual, weight.requires_grad_()))
     close(result.tangent.detach(), direction.double() @ weight.detach().double().t())
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_what_is_no_linear_layer_is_computed_or_refused_as_pytorch_does(grad):
+    x, weight = torch.randn(4, 34), torch.randn(18, 34)
+    with torch.set_grad_enabled(grad):
+        for bias in (torch.tensor(1.0), torch.ones(1), torch.ones(1, 18), torch.ones(4, 18)):
+            close(product.linear(x, weight, bias), F.linear(x.double(), weight.double(), bias.double()))
+        for wrong in (
+            (x, weight, torch.ones(5)),
+            (x, weight, torch.ones(40)),
+            (x, weight, torch.ones(18).double()),
+            (x[:, :33], weight),
+            (x, torch.randn(2, 18, 34)),
+        ):
+            with pytest.raises(RuntimeError) as caught:
+                product.linear(*wrong)
+            with pytest.raises(RuntimeError) as plain:
+                F.linear(*wrong)
+            assert str(caught.value) == str(plain.value)
+        with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+            product.matmul(torch.randn(3, 4), torch.randn(5, 6))

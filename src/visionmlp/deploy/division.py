@@ -1,7 +1,8 @@
 """Large batches in small parts, one in each thread at a time: no thread waits for another, and maps stay small."""
 
+import contextlib
 import queue
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -39,6 +40,7 @@ class DividedCall:
     """
 
     def __init__(self, calls: Sequence[Call], size: Callable[[int], int]) -> None:
+        self._count = len(calls)
         self._idle: queue.SimpleQueue[Call] = queue.SimpleQueue()
         for call in calls:
             self._idle.put(call)
@@ -53,6 +55,16 @@ class DividedCall:
         parts = [images[start : start + size] for start in range(0, len(images), size)]
         results = map(self._part, parts) if self._pool is None else self._pool.map(self._part, parts)
         return np.concatenate(list(results))
+
+    @contextlib.contextmanager
+    def halted(self) -> Iterator[None]:
+        """Wait until no part is being computed, and let none begin meanwhile; for one thread at a time."""
+        calls = [self._idle.get() for _ in range(self._count)]
+        try:
+            yield
+        finally:
+            for call in calls:
+                self._idle.put(call)
 
     def _part(self, images: np.ndarray) -> np.ndarray:
         call = self._idle.get()

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 
 @functools.cache
 def _core() -> Any:
-    return require("openvino", extra="openvino").Core()
+    core = require("openvino", extra="openvino").Core()
+    # else a file that is written to would change what runs
+    core.set_property({"ENABLE_MMAP": False})
+    return core
 
 
 def open_openvino(path: Path, threads: int | None) -> Session:
@@ -64,7 +67,8 @@ def openvino_call(
         dtype: what its products are computed in.
         threads: as in `visionmlp.deploy.runtimes.open_session`.
         divided: compute batches in parts of `part_of` images, each in a stream of one thread; the graph takes a part.
-        whole: the same graph in one stream, which several are compared with in float32; compiled for that if None.
+        whole: the same graph in one stream, which several are compared with where they compute in float32; compiled
+            for that if None.
 
     Raises:
         ExportError: if it cannot be compiled; the call raises it too.
@@ -91,37 +95,55 @@ def openvino_call(
         return part_of(batch, streams) if divided else batch
 
     requests = compiled_requests()
+    parts = DividedCall([_request_call(request) for request in requests], size)
     if streams == 1:
-        return DividedCall([_request_call(requests[0])], size)
+        return parts
 
-    parts: DividedCall | None = None
+    checked: set[tuple[int, ...]] = set()
     lock = threading.Lock()
 
     def call(images: np.ndarray) -> np.ndarray:
-        nonlocal parts
+        nonlocal requests, parts
+        shape = (size(len(images)), *images.shape[1:])
         with lock:
-            if parts is None:
-                part = images[: size(len(images))]
+            if shape not in checked:
+                # a user's own may be NaN, or equal in all places
+                part = np.random.default_rng(0).standard_normal(shape, np.float32)
                 # below float32, other threads may round to other results
-                expected = (whole or openvino_call(model, dtype, threads))(part) if dtype == "float32" else None
-                right = _right_requests(requests, compiled_requests, part, expected)
-                parts = DividedCall([_request_call(request) for request in right], size)
-        return parts(images)
+                expected = (whole or openvino_call(model, dtype, threads))(part) if dtype in _IN_FLOAT32 else None
+                with parts.halted():
+                    right = _right_requests(requests, compiled_requests, part, expected)
+                if right is not requests:
+                    requests, parts = right, DividedCall([_request_call(request) for request in right], size)
+                    checked.clear()
+                checked.add(shape)
+            divided = parts
+        return divided(images)
 
     return call
+
+
+_IN_FLOAT32: tuple[Dtype, ...] = ("float32", "fp16")
+"""What float16 holds are weights."""
 
 
 def _request_call(request: Any) -> Call:
     def call(images: np.ndarray) -> np.ndarray:
-        try:
+        with _explained(images):
             request.start_async([images], share_inputs=True)
             request.wait()
-        except RuntimeError as error:
-            shape = images.shape[1:]
-            raise ExportError(f"OpenVINO cannot run this model at images of {shape}: {_last_line(error)}") from error
         return np.array(request.get_output_tensor(0).data)  # whose memory the next call overwrites
 
     return call
+
+
+@contextlib.contextmanager
+def _explained(images: np.ndarray) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        shape = images.shape[1:]
+        raise ExportError(f"OpenVINO cannot run this model at images of {shape}: {_last_line(error)}") from error
 
 
 _COMPILATIONS = 8
@@ -145,20 +167,27 @@ def _right_requests(
 
 def _agree(requests: list[Any], part: np.ndarray, expected: np.ndarray | None) -> bool:
     """Whether all streams, at the same time, compute the same, which is also ``expected`` if that is given."""
-    try:
-        for request in requests:
-            request.start_async([part], share_inputs=True)
-        for request in requests:
-            request.wait()
-    except RuntimeError:  # the call itself says what is wrong
-        for request in requests:
-            with contextlib.suppress(RuntimeError):
-                request.wait()
-        return True
+    with _explained(part):
+        try:
+            for request in requests:
+                request.start_async([part], share_inputs=True)
+        finally:
+            # all of them: none may run on
+            errors = [error for request in requests if (error := _error_of(request)) is not None]
+        if errors:
+            raise errors[0]
     results = [request.get_output_tensor(0).data for request in requests]
     right = results[0] if expected is None else expected
     bound = 1e-3 * np.abs(right).max(initial=0.0, where=np.isfinite(right))
     return all(np.allclose(right, result, rtol=0, atol=bound, equal_nan=True) for result in results)
+
+
+def _error_of(request: Any) -> RuntimeError | None:
+    try:
+        request.wait()
+    except RuntimeError as error:
+        return error
+    return None
 
 
 def _last_line(error: Exception) -> str:

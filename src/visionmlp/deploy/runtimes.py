@@ -16,7 +16,7 @@ from torch.export import ExportedProgram
 
 from visionmlp.deploy import aotinductor
 from visionmlp.deploy.division import part_of
-from visionmlp.deploy.graphs import example_images, export_program, onnx_program, openvino_model
+from visionmlp.deploy.graphs import example_images, export_program, exporters_lock, onnx_program, openvino_model
 from visionmlp.deploy.in_onnxruntime import onnx_call, open_onnx
 from visionmlp.deploy.in_openvino import open_openvino, openvino_session_call
 from visionmlp.deploy.metadata import PROGRAM_ENTRY, Dtype, ExportMetadata, metadata_of
@@ -117,7 +117,8 @@ def session_of_model(
         MissingExtra: if the runtime is not installed.
     """
     check_threads(threads)
-    deployed = copy.deepcopy(cast("Backbone", reparameterize(model))).float()
+    # folded in float32 too
+    deployed = cast("Backbone", reparameterize(copy.deepcopy(model).float()))
     size = deployed.config.img_size
     images = example_images(deployed, "dynamic", None, size)
     program = export_program(deployed, images, batch="dynamic", as_images=runtime == "onnxruntime")
@@ -171,7 +172,8 @@ def _open_pt2(path: Path, *, compiled: bool, threads: int | None) -> Session:
     if holds_code:
         metadata = ExportMetadata.from_text(aotinductor.package_text(path), path)
         return Session(metadata, _torch_call(aotinductor.load_package(path), threads))
-    program, text = _load_program(path)
+    with exporters_lock:  # an environment variable is the process's
+        program, text = _load_program(path)
     return Session(ExportMetadata.from_text(text, path), _torch_call(program.module(), threads))
 
 

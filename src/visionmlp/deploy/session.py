@@ -61,9 +61,11 @@ class Session:
         return np.concatenate(parts)
 
     def _check(self, images: np.ndarray) -> None:
+        if images.ndim == 4 and len(images) == 0:
+            raise InvalidImageSize(f"this batch is empty, {images.shape}; give one image or more")
         channels, *size = self.metadata.input_size
         sides = self.metadata.sides
-        fits = images.ndim == 4 and len(images) > 0 and images.shape[1] == channels
+        fits = images.ndim == 4 and images.shape[1] == channels
         if sides is None:
             fits, works = fits and images.shape[2:] == tuple(size), size_text(size)
         else:

@@ -10,7 +10,7 @@ from visionmlp.layers.fusible import linear
 from visionmlp.layers.linear import Linear, add_linear, linear_gelu
 from visionmlp.layers.norms import LayerStatistics, MapGroupNorm
 from visionmlp.ops.cuda import channel_mlp as cuda_mlp
-from visionmlp.ops.eager import in_cuda_inference, in_eager_inference, in_graph_of_images
+from visionmlp.ops.eager import in_cuda_inference, in_eager_inference, in_graph_of_images, is_watched
 from visionmlp.ops.fold import affine_of_linear, linear_of_affine
 from visionmlp.ops.gelu import gelu_
 from visionmlp.ops.layout import Layout, from_positions_first, to_positions_first
@@ -67,7 +67,7 @@ class DeployedMLP(nn.Module):
             return self.fc2(hidden).add_(rows).view(x.shape)
         x = x.contiguous()
         # a hidden map of tens of megabytes leaves the caches; of small parts the calls cost more
-        parts = -(-x.shape[:-1].numel() * self.fc1.out_features // _HIDDEN_PART)
+        parts = 1 if self._is_watched() else -(-x.shape[:-1].numel() * self.fc1.out_features // _HIDDEN_PART)
         rows = x.flatten(0, -2)
         normed = self.norm(x).flatten(0, -2) if of_whole_maps else rows
         if parts <= 1:
@@ -90,8 +90,11 @@ class DeployedMLP(nn.Module):
             and (getattr(self.norm, "weight", None) is None) == (getattr(self.norm, "bias", None) is None)
             and all(type(value) is nn.Parameter for value in parameters)
             and all(value.device == like.device and value.dtype == like.dtype for value in parameters)
-            and not any(_is_watched(module) for module in modules)
+            and not self._is_watched()
         )
+
+    def _is_watched(self) -> bool:
+        return any(map(is_watched, (self.norm, self.fc1, self.act, self.fc2)))
 
     def _mix_on_cuda(self, x: Tensor) -> Tensor:
         rows, norm = x.flatten(0, -2), self.norm
@@ -112,13 +115,9 @@ class DeployedMLP(nn.Module):
 
     def _mix_rows(self, rows: Tensor, residual: Tensor, normed: bool) -> Tensor:
         rows = rows if normed else self.norm(rows)
-        hidden = linear_gelu(rows, self.fc1, _approximate(self.act))
-        return add_linear(residual, hidden, self.fc2)
-
-
-def _is_watched(module: nn.Module) -> bool:
-    """Whether somebody would see its call, or replaced it."""
-    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__)
+        if type(self.act) is not InplaceGELU or is_watched(self.act):
+            return add_linear(residual, self.act(self.fc1(rows)), self.fc2)
+        return add_linear(residual, linear_gelu(rows, self.fc1, _approximate(self.act)), self.fc2)
 
 
 def _approximate(act: nn.GELU) -> Literal["none", "tanh"]:

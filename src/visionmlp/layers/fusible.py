@@ -57,13 +57,26 @@ def is_training_form(model: nn.Module) -> bool:
 def reparameterize(model: nn.Module) -> nn.Module:
     """The deploy form of a model: a copy in which every `Fusible` part, the root included, is replaced by its fusion.
 
-    Modules used in several places stay shared. Applying it to a deploy form returns an equal copy.
+    Modules used in several places stay shared. Applying it to a deploy form returns an equal copy. Weights are trained,
+    and averaged (timm's ``ModelEma``), in training form: a state dict of the deploy form holds copies of some.
     Source: RepMLPNet (arXiv 2112.11081), section 3.
 
     Raises:
         NotInEvalMode: if any part is in training mode, where batch statistics make the two forms differ.
-        InvalidConfig: for a norm that cannot be folded, naming the part that it stands in.
+        InvalidConfig: for a norm that cannot be folded, naming the part that it stands in, and for a weight that a hook
+            makes anew in every call, as pruning does.
     """
+    hooked = [
+        f"{name}.{key}"
+        for name, module in model.named_modules()
+        for key in ("weight", "bias")
+        if isinstance(vars(module).get(key), Tensor)
+    ]
+    if hooked:
+        raise InvalidConfig(
+            f"{hooked[0]} is made by a hook in every call; make it permanent (torch.nn.utils.prune.remove, "
+            "remove_weight_norm) before reparameterize(model)"
+        )
     training = [name or "the model" for name, module in model.named_modules() if module.training]
     if training:
         raise NotInEvalMode(f"{training[0]} is in training mode; call model.eval() before reparameterize(model)")

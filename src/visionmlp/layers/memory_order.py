@@ -10,7 +10,8 @@ def keep_order(layer: nn.Module) -> None:
     """Keep the order in memory of a layer's ``weight`` to the layer.
 
     Its state dict holds a contiguous copy, which every format can store, and what is loaded, assigned or copied, gets
-    the weight's order again: products read it faster, and round as they did before.
+    the weight's order again: products read it faster, and round as they did before. What is written into that copy does
+    not reach the weight: averages of weights (timm's ``ModelEma``) are kept of the training form.
     """
     layer.register_state_dict_post_hook(_show_contiguous)
     layer.register_load_state_dict_pre_hook(_restore_order)

@@ -162,7 +162,9 @@ def folded_conv(conv: nn.Conv2d, weight: Tensor, bias: Tensor | None, *, layout:
         conv.kernel_size,  # type: ignore[arg-type]
         stride=conv.stride,  # type: ignore[arg-type]
         padding=conv.padding,  # type: ignore[arg-type]
+        dilation=conv.dilation,  # type: ignore[arg-type]
         groups=conv.groups,
+        padding_mode=conv.padding_mode,
         bias=bias is not None,
         device="meta",
     )

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from visionmlp.ops.eager import in_eager_inference, is_symbolic
+from visionmlp.ops.eager import in_eager_inference, is_symbolic, is_watched
 
 _PART = 1 << 21
 """Elements of the largest map that a `MapStage` computes at once."""
@@ -43,15 +43,13 @@ class MapStage(Stage):
 
     def forward(self, x: Tensor) -> Tensor:
         """A map to a map."""
-        if self.training or not in_eager_inference(x) or len(x) == 1 or x.numel() <= _PART or self._is_watched():
+        if not in_eager_inference(x) or len(x) == 1 or x.numel() <= _PART or self._needs_batch():
             return super().forward(x)
         return torch.cat([super(MapStage, self).forward(part) for part in x.chunk(-(-x.numel() // _PART))])
 
-    def _is_watched(self) -> bool:
-        """Whether a hook would see parts where it waits for the batch."""
-        return any(
-            module._forward_hooks or module._forward_pre_hooks for module in self.modules() if module is not self
-        )
+    def _needs_batch(self) -> bool:
+        """Whether parts would change a norm's statistics, or be seen by a hook that waits for the batch."""
+        return any(module.training or (module is not self and is_watched(module)) for module in self.modules())
 
 
 def init_linear(module: nn.Module) -> None:

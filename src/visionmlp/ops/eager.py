@@ -11,12 +11,26 @@ import torch
 from torch import Tensor, fx, nn
 from torch._C._functorch import is_legacy_batchedtensor, peek_interpreter_stack
 from torch.autograd import forward_ad
+from torch.nn.modules.module import _has_any_global_hook
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 
 def is_symbolic(x: Any) -> bool:
     """Whether a value is what ``torch.fx`` puts in its place: it has no size, dtype or device to decide by."""
     return isinstance(x, fx.Proxy)
+
+
+def is_watched(module: nn.Module) -> bool:
+    """Whether somebody would see or change the call of a module, or replaced it: no shortcut may leave it out."""
+    hooks = module._forward_hooks or module._forward_pre_hooks or _has_any_global_hook()
+    return bool(hooks or "forward" in module.__dict__)
+
+
+def _is_compiling() -> bool:
+    """Whether this thread compiles or exports; PyTorch's own answer is true in all threads while one exports."""
+    if torch.compiler.is_dynamo_compiling():
+        return True
+    return torch.compiler.is_compiling() and _get_current_dispatch_mode() is not None
 
 
 def is_eager(x: Tensor) -> bool:
@@ -27,7 +41,7 @@ def is_eager(x: Tensor) -> bool:
     return (
         not is_symbolic(x)
         and x.device.type == "cpu"
-        and not torch.compiler.is_compiling()
+        and not _is_compiling()
         and not torch.jit.is_tracing()
         and _get_current_dispatch_mode() is None
         and peek_interpreter_stack() is None  # torch.func
@@ -38,7 +52,7 @@ def is_eager(x: Tensor) -> bool:
 
 def in_inference_graph() -> bool:
     """Whether a graph for inference is being made: compiled or exported."""
-    return torch.compiler.is_compiling() and not torch.is_grad_enabled()
+    return _is_compiling() and not torch.is_grad_enabled()
 
 
 _as_images = False

@@ -49,8 +49,8 @@ RULES = {
         gelu_within=False, columns_alias=True, packed_kernels=False, convolved_gradients=False, bfloat16=False
     ),
 }
-"""By instruction set, as ``benchmarks/products.py`` measures them; on any other PyTorch's own products are used. ARM
-has none yet: nobody has measured it."""
+"""By instruction set: of linear layers as ``benchmarks/products.py`` measures them in float32, of convolutions and
+bfloat16 by whole models. On any other set PyTorch's own products are used. ARM has none yet: nobody has measured it."""
 
 _MANY_ROWS, _VERY_MANY_ROWS = 1024, 8192
 """From which on it matters how a weight's gradient is computed."""
@@ -95,8 +95,18 @@ def _applies(x: Tensor, weight: Tensor) -> bool:
         and type(x) in (Tensor, nn.Parameter)
         and x.layout == torch.strided
         and not is_legacy_batchedtensor(weight)
-        and torch.backends.mkldnn.enabled
+        # PyTorch turns it off for all threads while one exports; packed weights have no other product
+        and (torch.backends.mkldnn.enabled or weight.is_mkldnn)
         and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def _fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether the shapes are a linear layer's: oneDNN says not what is wrong, and drops a bias without dimensions."""
+    return (
+        weight.dim() == 2
+        and x.shape[-1] == weight.shape[1]
+        and (bias is None or (bias.shape == weight.shape[:1] and bias.dtype == weight.dtype))
     )
 
 
@@ -104,11 +114,11 @@ def _unpacked(weight: Tensor, x: Tensor) -> Tensor:
     """The weight for plain operators."""
     if is_symbolic(weight) or not weight.is_mkldnn:
         return weight
-    if not is_symbolic(x) and x.numel() == 0:
+    if not is_symbolic(x) and (x.numel() == 0 or (weight.dim() == 2 and x.shape[-1] != weight.shape[1])):
         return weight.to_dense()
     raise InvalidConfig(
-        "a packed model computes in eager inference only, on batches of its own dtype on the CPU; "
-        "call it under torch.inference_mode(), or use the model that it was packed from"
+        "a packed model computes in eager inference only, on batches of its own dtype on the CPU; call it under "
+        "torch.inference_mode(), without autocast and compilers, or use the model that it was packed from"
     )
 
 
@@ -169,11 +179,14 @@ def packed_kernel(conv: nn.Conv2d) -> Tensor:
 
 def packed_conv2d(x: Tensor, conv: nn.Conv2d, weight: Tensor) -> Tensor:
     """The convolution (B, C, H, W) with the kernel of `packed_kernel`; its bias and geometry are those of ``conv``."""
-    if weight.is_mkldnn and in_eager_inference(x) and _applies(x, weight):
+    fits = conv.bias is None or conv.bias.dtype == x.dtype
+    if weight.is_mkldnn and in_eager_inference(x) and _applies(x, weight) and fits:
+        if x.dim() == 3:
+            return packed_conv2d(x[None], conv, weight)[0]
         return torch.ops.mkldnn._convolution_pointwise(
             x, weight, conv.bias, conv.padding, conv.stride, conv.dilation, conv.groups, "none", [], ""
         )
-    if not weight.is_mkldnn and in_eager_inference(x):
+    if not weight.is_mkldnn and in_eager_inference(x) and x.dim() == 4:
         x = x.contiguous(memory_format=torch.channels_last)
     return F.conv2d(x, _unpacked(weight, x), conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups)
 
@@ -186,10 +199,16 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         weight: (O, C); fastest if it is the transpose of a contiguous matrix.
         bias: (O,).
     """
-    if in_eager_inference(x) and _applies(x, weight):
+    if in_eager_inference(x) and _applies(x, weight) and _fits(x, weight, bias):
         return _LINEAR(_dense(x), _dense_weight(weight), bias, "none", [], "")
     # products of bfloat16 use oneDNN anyway
-    if is_eager(x) and x.dtype == torch.float32 and not weight.is_mkldnn and _applies(x, weight):
+    if (
+        is_eager(x)
+        and x.dtype == torch.float32
+        and not weight.is_mkldnn
+        and _applies(x, weight)
+        and _fits(x, weight, bias)
+    ):
         # as a matrix: what a custom function returns must not be a view, or it could not be written to
         return _Linear.apply(x.flatten(0, -2), weight, bias).unflatten(0, x.shape[:-1])
     return F.linear(x, _unpacked(weight, x), bias)
@@ -197,23 +216,25 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor | None, approximate: Approximate) -> Tensor:
     """``gelu(x @ weight.T + bias)``; shapes as in `linear`."""
-    if _RULES.gelu_within and in_eager_inference(x) and _applies(x, weight):
+    if _RULES.gelu_within and in_eager_inference(x) and _applies(x, weight) and _fits(x, weight, bias):
         return _LINEAR(_dense(x), _dense_weight(weight), bias, "gelu", [], approximate)
     return gelu_(linear(x, weight, bias), approximate)
 
 
 def linear_relu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``relu(x @ weight.T + bias)``; shapes as in `linear`."""
-    if in_eager_inference(x) and _applies(x, weight):
+    if in_eager_inference(x) and _applies(x, weight) and _fits(x, weight, bias):
         return _LINEAR(_dense(x), _dense_weight(weight), bias, "relu", [], "")
     return linear(x, weight, bias).relu_()
 
 
 def add_linear(residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``residual + x @ weight.T + bias``; the residual is (..., O), the others as in `linear`."""
-    if in_eager_inference(x) and _applies(x, weight):
+    if in_eager_inference(x) and _applies(x, weight) and _fits(x, weight, bias):
         return _LINEAR.binary(_dense(x), residual, _dense_weight(weight), bias, "add")
-    return linear(x, weight, bias).add_(residual)
+    product = linear(x, weight, bias)
+    # autocast's product has fewer digits than the sum needs
+    return product.add_(residual) if product.dtype == residual.dtype else residual + product
 
 
 def matmul(a: Tensor, b: Tensor) -> Tensor:
