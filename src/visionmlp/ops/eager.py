@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch._C._functorch import is_legacy_batchedtensor, peek_interpreter_stack
 from torch.autograd import forward_ad
-from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 
@@ -22,8 +22,8 @@ def is_symbolic(x: Any) -> bool:
 
 def is_watched(module: nn.Module) -> bool:
     """Whether somebody would see or change the call of a module, or replaced it: no shortcut may leave it out."""
-    hooks = module._forward_hooks or module._forward_pre_hooks or _has_any_global_hook()
-    return bool(hooks or "forward" in module.__dict__)
+    hooks = module._forward_hooks or module._forward_pre_hooks or _global_forward_hooks or _global_forward_pre_hooks
+    return bool(hooks) or "forward" in module.__dict__
 
 
 def _is_compiling() -> bool:
