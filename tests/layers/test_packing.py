@@ -114,9 +114,11 @@ def test_packed_models_serve_while_another_thread_exports():
 
     server = threading.Thread(target=serve)
     server.start()
-    export_program(deployed, images, batch=2)
-    ends.set()
-    server.join()
+    try:
+        export_program(deployed, images, batch=2)
+    finally:
+        ends.set()
+        server.join()
     assert not errors
     assert len(results) > 1
     assert all(results)
