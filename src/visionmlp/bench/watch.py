@@ -15,6 +15,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
+from visionmlp.ops.eager import passive
+
 Kind = Literal["product", "norm", "elementwise", "movement", "view"]
 
 _NORMS = ("layer_norm", "batch_norm", "group_norm", "instance_norm", "rms_norm", "var_mean", "std_mean")
@@ -82,8 +84,10 @@ class _Watch(TorchFunctionMode):
 
     def __enter__(self) -> "_Watch":
         for part in self.parts:
-            self.hooks.append(part.register_forward_pre_hook(lambda part, _: self.path.append(self.parts[part])))
-            self.hooks.append(part.register_forward_hook(lambda *_: self._leave(), always_call=True))
+            enter = passive(lambda part, _: self.path.append(self.parts[part]))
+            leave = passive(lambda *_: self._leave())
+            self.hooks.append(part.register_forward_pre_hook(enter))
+            self.hooks.append(part.register_forward_hook(leave, always_call=True))
         super().__enter__()
         self.began = time.perf_counter()
         return self

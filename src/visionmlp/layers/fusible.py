@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from visionmlp.errors import InvalidConfig, NotInEvalMode
 from visionmlp.layers.linear import Linear
@@ -63,26 +64,18 @@ def reparameterize(model: nn.Module) -> nn.Module:
 
     Raises:
         NotInEvalMode: if any part is in training mode, where batch statistics make the two forms differ.
-        InvalidConfig: for a norm that cannot be folded, naming the part that it stands in, and for a weight that a hook
-            makes anew in every call, as pruning does.
+        InvalidConfig: for a norm that cannot be folded, naming the part that it stands in.
     """
-    hooked = [
-        f"{name}.{key}"
-        for name, module in model.named_modules()
-        for key in ("weight", "bias")
-        if isinstance(vars(module).get(key), Tensor)
-    ]
-    if hooked:
-        raise InvalidConfig(
-            f"{hooked[0]} is made by a hook in every call; make it permanent (torch.nn.utils.prune.remove, "
-            "remove_weight_norm) before reparameterize(model)"
-        )
     training = [name or "the model" for name, module in model.named_modules() if module.training]
     if training:
         raise NotInEvalMode(f"{training[0]} is in training mode; call model.eval() before reparameterize(model)")
     model = copy.deepcopy(model)
     names = {module: name or "the model" for name, module in model.named_modules()}
     with torch.no_grad():
+        for module in model.modules():
+            for hook in module._forward_pre_hooks.values():
+                if isinstance(hook, prune.BasePruningMethod):
+                    hook(module, ())  # else the weight would be that of the last call
         return _deployed(model, {}, names).eval()
 
 

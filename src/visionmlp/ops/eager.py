@@ -4,7 +4,7 @@ import contextlib
 import importlib.util
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -20,17 +20,30 @@ def is_symbolic(x: Any) -> bool:
     return isinstance(x, fx.Proxy)
 
 
+def passive(hook: Callable[..., None]) -> Callable[..., None]:
+    """A hook that neither changes a call nor minds its absence, as a profiler's: `is_watched` passes over it."""
+    hook.is_passive = True  # type: ignore[attr-defined]
+    return hook
+
+
 def is_watched(module: nn.Module) -> bool:
     """Whether somebody would see or change the call of a module, or replaced it: no shortcut may leave it out."""
-    hooks = module._forward_hooks or module._forward_pre_hooks or _global_forward_hooks or _global_forward_pre_hooks
-    return bool(hooks) or "forward" in module.__dict__
+    hooks = (
+        *module._forward_hooks.values(),
+        *module._forward_pre_hooks.values(),
+        *_global_forward_hooks.values(),
+        *_global_forward_pre_hooks.values(),
+    )
+    return "forward" in module.__dict__ or not all(getattr(hook, "is_passive", False) for hook in hooks)
 
 
 def _is_compiling() -> bool:
     """Whether this thread compiles or exports; PyTorch's own answer is true in all threads while one exports."""
-    if torch.compiler.is_dynamo_compiling():
-        return True
-    return torch.compiler.is_compiling() and _get_current_dispatch_mode() is not None
+    if not torch.jit.is_scripting():  # which cannot take the rest
+        if torch.compiler.is_dynamo_compiling():
+            return True
+        return torch.compiler.is_compiling() and _get_current_dispatch_mode() is not None
+    return False
 
 
 def is_eager(x: Tensor) -> bool:

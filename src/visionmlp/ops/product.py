@@ -234,7 +234,8 @@ def add_linear(residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None 
         return _LINEAR.binary(_dense(x), residual, _dense_weight(weight), bias, "add")
     product = linear(x, weight, bias)
     # autocast's product has fewer digits than the sum needs
-    return product.add_(residual) if product.dtype == residual.dtype else residual + product
+    in_place = is_symbolic(product) or product.dtype == residual.dtype
+    return product.add_(residual) if in_place else residual + product
 
 
 def matmul(a: Tensor, b: Tensor) -> Tensor:
